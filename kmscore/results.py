@@ -1,0 +1,132 @@
+"""What the operations answer: frozen objects whose fields are the wire's in snake case. Times are timezone-aware datetimes, UTC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Generic, TypeVar
+
+from kmscore.domain.specs import ContentKind
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class KeyMetadata:
+    """A key as DescribeKey tells it (SEMANTICS section 10). CreateKey answers it with `deletion_protection` None."""
+
+    key_id: str
+    arn: str
+    creator: str
+    creation_date: datetime
+    key_state: str
+    key_spec: str
+    key_usage: str
+    protection_level: str
+    origin: str
+    description: str
+    automatic_rotation: str  # Enabled, Disabled, Suspended
+    last_rotation_date: datetime
+    primary_key_version: str | None = None  # symmetric keys
+    rotation_interval: str | None = None  # seconds with the suffix s; Enabled or Suspended only
+    next_rotation_date: datetime | None = None
+    delete_date: datetime | None = None  # PendingDeletion only
+    material_expire_time: datetime | None = None
+    deletion_protection: str | None = None  # Enabled, Disabled
+    deletion_protection_description: str | None = None
+    dkms_instance_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyItem:
+    key_id: str
+    key_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyVersion:
+    key_id: str
+    key_version_id: str
+    creation_date: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    key_id: str
+    alias_name: str
+    alias_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Tag:
+    key_id: str
+    tag_key: str
+    tag_value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Page(Generic[T]):
+    """One page of a list; `total_count` counts the whole list."""
+
+    items: tuple[T, ...]
+    page_number: int
+    page_size: int
+    total_count: int
+
+
+@dataclass(frozen=True, slots=True)
+class TagPage:
+    """`next_token` is empty at the end."""
+
+    items: tuple[Tag, ...]
+    next_token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Encrypted:
+    """Answer of encrypt and re_encrypt. re_encrypt names the source key and version (DECISIONS 29)."""
+
+    ciphertext_blob: bytes
+    key_id: str
+    key_version_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Decrypted:
+    plaintext: bytes = field(repr=False)
+    key_id: str
+    key_version_id: str
+    content: ContentKind
+
+
+@dataclass(frozen=True, slots=True)
+class DataKey:
+    """`plaintext` is None from generate_data_key_without_plaintext."""
+
+    ciphertext_blob: bytes
+    key_id: str
+    key_version_id: str
+    plaintext: bytes | None = field(default=None, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class DueReport:
+    """What run_due did: key ids."""
+
+    rotated: tuple[str, ...] = ()
+    destroyed: tuple[str, ...] = ()
+    failed: tuple[tuple[str, str], ...] = ()  # (key id, code)
+
+
+@dataclass(frozen=True, slots=True)
+class ReconcileReport:
+    """What reconcile did and found."""
+
+    abandoned: tuple[str, ...] = ()  # material ids of interrupted attempts, destroyed and recorded as abandoned
+    finished: tuple[str, ...] = ()  # key ids whose interrupted destruction was finished
+    removed: tuple[str, ...] = ()  # material ids that had been destroyed and were found again
+    swept: int = 0  # nameless remains of killed calls
+    quarantined: tuple[str, ...] = ()  # objects that no event explains: left alone, reported
+    missing: tuple[str, ...] = ()  # live material ids that their custody no longer has
+    pending: tuple[str, ...] = ()  # open intents that could not be settled now
