@@ -1,0 +1,60 @@
+"""kmscore: a key management service, embedded.
+
+    import kmscore
+
+    with kmscore.open_kms(home="var") as kms:
+        key = kms.create_key(protection_level="HSM", description="orders")
+        sealed = kms.encrypt(key.key_id, b"4111 1111 1111 1111", {"table": "orders"})
+        assert kms.decrypt(sealed.ciphertext_blob, {"table": "orders"}).plaintext == b"4111 1111 1111 1111"
+
+Keys of level HSM are generated in a PKCS#11 token and never leave it; keys of level SOFTWARE are wrapped under a key in it. An open
+engine is thread-safe, may be open in several processes at once, and must be opened after a fork, in each child anew. Every refusal is
+a `KmsError` with the wire's `code`.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from kmscore.clock import Clock, FixedClock, SystemClock
+from kmscore.domain.specs import ContentKind, KeySpec, KeyUsage, Origin, ProtectionLevel
+from kmscore.errors import KmsError, SetupError
+
+if TYPE_CHECKING:
+    from kmscore.engine.kms import Kms
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Clock",
+    "ContentKind",
+    "FixedClock",
+    "KeySpec",
+    "KeyUsage",
+    "KmsError",
+    "Origin",
+    "ProtectionLevel",
+    "SetupError",
+    "SystemClock",
+    "open_kms",
+    "protect_process",
+]
+
+
+def open_kms(home: str | os.PathLike[str] | None = None, *, clock: Clock | None = None, **settings: Any) -> Kms:
+    """Open an engine on `home` (default: KMS_HOME, else `./var`), and make what a first start needs.
+
+    Further settings are those of kms.toml and win over it. With an injected clock no ticker runs; call `run_due`. Use it as a context
+    manager, or close it. Raises SetupError, whose message says what to do.
+    """
+    from kmscore import bootstrap  # so that `import kmscore` needs no token library
+
+    return bootstrap.open_kms(home, clock=clock, **settings)
+
+
+def protect_process() -> dict[str, bool]:
+    """No core dumps of this process, and no other process of the user may read its memory; answers which of the two took effect."""
+    from kmscore.custody._p11 import protect_process as protect
+
+    return protect()

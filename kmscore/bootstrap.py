@@ -1,0 +1,202 @@
+"""Opens a home: the only place that knows every concrete class.
+
+A whole start is serialised by the home lock, so any number of processes may start on an empty home at once, and each step survives a
+kill at any point: the next start finds what is whole and makes what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from kmscore.clock import Clock, FileClock, SystemClock
+from kmscore.config import Settings, load_settings
+from kmscore.custody.files import make_directory, write_file
+from kmscore.custody._p11 import Secret
+from kmscore.custody.hsm import HsmKeeper
+from kmscore.custody.locks import home_lock
+from kmscore.custody.port import AeadKey, Keeper, MaterialRef
+from kmscore.custody.software import FILE_ROOT_VERSION, SoftwareKeeper, load_or_create_root_file
+from kmscore.custody.token import open_hsm
+from kmscore.domain.key import NewKey
+from kmscore.domain.names import Place
+from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel
+from kmscore.engine.background import Ticker, Watcher
+from kmscore.engine.crypto import Crypto
+from kmscore.engine.due import DueWork
+from kmscore.engine.effects import Effects
+from kmscore.engine.keyring import KeyRing
+from kmscore.engine.kms import Kms
+from kmscore.engine.lifecycle import Lifecycle
+from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.services import Services
+from kmscore.engine.tagging import Tagging
+from kmscore.errors import KmsError, SetupError
+from kmscore.ids import RandomIds
+from kmscore.process import this_process
+from kmscore.store.freshness import Freshness
+from kmscore.store.keystore import KeyStore
+from kmscore.store.material import Facts, SoftwareMaterial, Uses
+from kmscore.store.queries import Queries
+from kmscore.store.sqlite import open_database
+
+log = logging.getLogger("kmscore")
+
+ROOT_KEY = "system/root"  # the stream of the service's own key, which wraps software material
+SYSTEM = "kmscore"  # the actor of what the service does by itself
+
+
+def open_kms(
+    home: str | os.PathLike[str] | None = None, *, clock: Clock | None = None, hsm: Keeper | None = None, **settings: Any
+) -> Kms:
+    """Open an engine on a home, and make what a first start needs.
+
+    `home` wins over KMS_HOME (default `./var`); further settings override kms.toml and the environment. With an injected clock no
+    ticker runs: call `run_due`. `hsm` replaces the keeper of level HSM (tests).
+    Raises SetupError when the home, the token or a setting is not as it must be; the message says what to do.
+    """
+    chosen = load_settings(home, **settings)
+    if clock is None:
+        clock = FileClock(Path(chosen.clock_file)) if chosen.clock_file else SystemClock()
+    _make_directories(chosen)
+    with ExitStack() as stack:
+        with home_lock(chosen.home):
+            services, watcher = _assemble(chosen, clock, hsm, stack)
+        # Threads last, so that they stop first.
+        watcher.start()
+        stack.callback(watcher.stop)
+        services.reconciler.recover()
+        if not clock.injected:
+            ticker = Ticker(_ticks(services), chosen.tick_seconds)
+            ticker.start()
+            stack.callback(ticker.stop)
+        return Kms(services, stack.pop_all().close)
+    raise AssertionError
+
+
+def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitStack) -> tuple[Services, Watcher]:
+    datastore, recorder = open_database(settings.database)
+    stack.callback(datastore.close)
+    queries = Queries(datastore)
+    facts = Facts(datastore)
+    instance_id = facts.set_once("instance_id", secrets.token_hex(4))
+    me = this_process()
+    store = KeyStore(recorder, str(me))
+    freshness = Freshness(settings.home / "run" / "gate")
+    stack.callback(freshness.close)
+
+    keepers: dict[ProtectionLevel, Keeper] = {}
+    if hsm is not None:
+        keepers[ProtectionLevel.HSM] = hsm
+    elif settings.has_token:
+        keepers[ProtectionLevel.HSM] = _open_token(settings, instance_id, queries, facts, stack)
+
+    place = Place(settings.region, settings.account_id)
+    ring = KeyRing(store, queries, freshness, keepers, clock, place)
+    stack.callback(ring.close)
+    effects = Effects(store, queries, freshness, ring, keepers, me, settings.eviction_wait_seconds)
+    ids = RandomIds()
+    lifecycle = Lifecycle(store, queries, effects, keepers, clock, ids, settings.account_id, settings.intent_wait_seconds)
+
+    root, root_version = _root_key(settings, keepers, lifecycle, store, queries, facts)
+    keepers[ProtectionLevel.SOFTWARE] = SoftwareKeeper(SoftwareMaterial(datastore), root, root_version)
+
+    crypto = Crypto(ring, Uses(datastore), lambda key_id: _rotate_quietly(services, key_id), Secret.random)
+    services = Services(
+        settings=settings,
+        clock=clock,
+        place=place,
+        store=store,
+        queries=queries,
+        ring=ring,
+        crypto=crypto,
+        lifecycle=lifecycle,
+        due=DueWork(queries, lifecycle, clock),
+        reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
+        tagging=Tagging(lifecycle, queries, clock, place),
+    )
+    _credentials(settings)
+    return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)
+
+
+def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: Facts, stack: ExitStack) -> HsmKeeper:
+    keeper = open_hsm(settings, instance_id, material_known=queries.knows_material(ProtectionLevel.HSM.value))
+    stack.callback(keeper.close)
+    bound = facts.set_once("token_serial", keeper.token_serial)
+    if bound != keeper.token_serial:
+        raise SetupError(
+            f"this home is bound to the token with serial {bound}, but {keeper.token_serial} was found: "
+            "restore the token from backup, or set the one this home was made with"
+        )
+    return keeper
+
+
+def _root_key(
+    settings: Settings,
+    keepers: dict[ProtectionLevel, Keeper],
+    lifecycle: Lifecycle,
+    store: KeyStore,
+    queries: Queries,
+    facts: Facts,
+) -> tuple[AeadKey, bytes]:
+    """The key that wraps software material: in the token, or in a file of the home where the home was made without one."""
+    hsm = keepers.get(ProtectionLevel.HSM)
+    where = facts.set_once("root_key", "file" if hsm is None else "token")
+    if where == "file":
+        known = queries.knows_material(ProtectionLevel.SOFTWARE.value)
+        return load_or_create_root_file(settings.home / "root.key", may_create=not known), FILE_ROOT_VERSION
+    if hsm is None:
+        raise SetupError("the root key of this home lives in its token: KMS_PKCS11_MODULE must name it")
+    root = store.key(ROOT_KEY)
+    if root is None:
+        new = NewKey(KeySpec.AES_256, KeyUsage.ENCRYPT_DECRYPT, Origin.KMS, ProtectionLevel.HSM, creator=SYSTEM, system=True)
+        root = lifecycle.create(new, ROOT_KEY)
+    elif not root.versions:  # its first start was interrupted
+        root = lifecycle.rotate(ROOT_KEY, lambda key, by: None)
+    version = root.primary
+    return hsm.load(MaterialRef(bytes.fromhex(version.material_id), root.spec, version.suite)), UUID(version.version_id).bytes
+
+
+def _ticks(services: Services) -> Callable[[], None]:
+    """What the ticker does: the first time, compare everything; then what is due."""
+    compared = False
+
+    def tick() -> None:
+        nonlocal compared
+        report = services.reconciler.recover() if compared else services.reconciler.reconcile()
+        compared = True
+        for problem in (*report.quarantined, *report.missing, *report.pending):
+            log.warning("reconcile: %s", problem)
+        for key_id, code in services.due.run().failed:
+            log.warning("due work on %s failed: %s", key_id, code)
+
+    return tick
+
+
+def _rotate_quietly(services: Services, key_id: str) -> None:
+    with suppress(KmsError):  # asked for again at the next block of uses
+        services.lifecycle.rotate(key_id, lambda key, by: key.check("RotateKey", by.now))
+
+
+def _make_directories(settings: Settings) -> None:
+    try:
+        settings.home.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(settings.home)
+        make_directory(settings.home / "run")
+    except OSError as error:
+        raise SetupError(f"cannot make {settings.home}: {error.strerror}") from None
+
+
+def _credentials(settings: Settings) -> None:
+    """The root credentials: given by the settings, or made once into a file that only the owner reads."""
+    path = settings.home / "credentials"
+    if path.exists() or settings.root_access_key_id:
+        return
+    text = f"access_key_id=KMS{secrets.token_hex(10).upper()}\naccess_key_secret={secrets.token_urlsafe(32)}\n"
+    write_file(path, text.encode())

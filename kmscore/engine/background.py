@@ -1,0 +1,84 @@
+"""The threads of an open engine: the watcher keeps the views fresh, the ticker does due work. Both only save time: correctness rests on
+the checks before each use and on optimistic concurrency.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from kmscore.engine.keyring import KeyRing
+from kmscore.errors import KmsError
+from kmscore.store._gate import Gate
+
+log = logging.getLogger("kmscore")
+
+
+class Watcher(threading.Thread):
+    """Takes changes in as they are announced, so that no destruction waits for an idle process; polls the store behind it for changes
+    that a dying writer did not announce; drops idle session keys."""
+
+    def __init__(self, ring: KeyRing, gate: Gate, poll_seconds: float, idle_seconds: float) -> None:
+        super().__init__(name="kmscore-watcher", daemon=True)
+        self._ring = ring
+        self._gate = gate
+        self._poll = poll_seconds
+        self._idle = idle_seconds
+        self._stop_asked = False
+
+    def run(self) -> None:
+        seen = self._gate.generation
+        idle_at = time.monotonic() + self._idle
+        poll_at = time.monotonic() + self._poll
+        while not self._stop_asked:
+            generation = self._gate.wait(seen, max(0.0, poll_at - time.monotonic()))
+            if self._stop_asked:
+                return
+            try:
+                if generation != seen:
+                    self._ring.refresh()
+                    seen = generation
+                if time.monotonic() >= poll_at:
+                    poll_at = time.monotonic() + self._poll
+                    if self._ring.stale():
+                        self._ring.doubt()
+                        self._ring.refresh()
+                    self._ring.settle()
+                if time.monotonic() >= idle_at:
+                    idle_at = time.monotonic() + self._idle
+                    self._ring.drop_idle()
+            except KmsError as error:
+                # A process that cannot reach the store refuses rather than guess: the next use looks for itself, and says why not.
+                self._ring.doubt()
+                log.warning("cannot look for changes: %s", error)
+                time.sleep(min(self._poll, 1.0))
+
+    def stop(self) -> None:
+        self._stop_asked = True
+        self._gate.bump()  # wakes it
+        self.join()
+
+
+class Ticker(threading.Thread):
+    """Runs due work now and every `period` seconds; recovery of interrupted work with it."""
+
+    def __init__(self, work: Callable[[], object], period: float) -> None:
+        super().__init__(name="kmscore-ticker", daemon=True)
+        self._work = work
+        self._period = period
+        self._stop_asked = threading.Event()
+
+    def run(self) -> None:
+        while True:
+            try:
+                self._work()
+            except KmsError as error:
+                log.warning("due work is postponed: %s", error)
+            if self._stop_asked.wait(self._period):
+                return
+
+    def stop(self) -> None:
+        self._stop_asked.set()
+        self.join()

@@ -1,0 +1,169 @@
+"""The irreversible stretch: what happens between an intent and its outcome, and what is done about intents that were interrupted.
+
+No other path calls a keeper's `generate` or `destroy`. Step names are those of docs/KEY-CYCLE.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+
+from kmscore.custody.port import Keeper, MaterialRef
+from kmscore.domain.alias import Alias
+from kmscore.domain.by import By
+from kmscore.domain.key import Key
+from kmscore.domain.specs import ProtectionLevel
+from kmscore.engine.keyring import KeyRing
+from kmscore.errors import Conflict, KmsError
+from kmscore.process import Process
+from kmscore.store.freshness import Freshness
+from kmscore.store.keystore import KeyStore
+from kmscore.store.queries import Queries
+from kmscore.store.readmodel import MATERIAL
+
+Now = Callable[[], By]
+
+
+class Effects:
+    def __init__(
+        self,
+        store: KeyStore,
+        queries: Queries,
+        freshness: Freshness,
+        ring: KeyRing,
+        keepers: Mapping[ProtectionLevel, Keeper],
+        me: Process,
+        eviction_wait: float,
+    ) -> None:
+        self._store = store
+        self._queries = queries
+        self._freshness = freshness
+        self._ring = ring
+        self._keepers = keepers
+        self._me = str(me)
+        self._eviction_wait = eviction_wait
+        self._lock = threading.Lock()
+        self._under_way: set[bytes] = set()
+
+    def announce(self) -> int:
+        """After a commit, before its acknowledgement: from here on no process acts on the older state."""
+        generation = self._freshness.announce()
+        self._ring.refresh()
+        return generation
+
+    # --- material ----------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def attempt(self, ref: MaterialRef) -> Iterator[None]:
+        """Marks the attempt as under way in this process, from before its intent: no recovery of ours touches it meanwhile."""
+        with self._lock:
+            self._under_way.add(ref.material_id)
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._under_way.discard(ref.material_id)
+
+    def obtain(self, key_id: str, keeper: Keeper, ref: MaterialRef, now: Now) -> None:
+        """Effect and outcome of an open intent: generate, verified and durable, then MaterialActivated.
+
+        Raises KmsError after an attempt to clear away what the failure left; an intent that stays open is settled later.
+        """
+        try:
+            facts = keeper.generate(ref)  # C2-C4
+        except Exception as error:
+            with suppress(KmsError):
+                self._abandon(key_id, keeper, ref.material_id, now)
+            if isinstance(error, KmsError):
+                raise
+            raise KmsError("InternalFailure", f"the custody failed: {type(error).__name__}: {error}") from error
+
+        def outcome(key: Key) -> None:
+            if key.open_intent is None or key.open_intent.material_id != ref.material_id.hex():
+                # Only a recovery that took this process for dead can have closed it; it has destroyed the material too.
+                raise KmsError("ServiceUnavailableTemporary", "the attempt was given up by another process; try again")
+            key.material_ready(ref.material_id, facts, now())
+
+        self._append(key_id, outcome)  # C5
+
+    def _abandon(self, key_id: str, keeper: Keeper, material_id: bytes, now: Now) -> bool:
+        """Destroy by id, never adopt, and record it. Idempotent."""
+        keeper.destroy(material_id)
+        done = False
+
+        def outcome(key: Key) -> None:
+            nonlocal done
+            done = key.open_intent is not None and key.open_intent.material_id == material_id.hex()
+            if done:
+                key.material_abandoned(material_id, now())
+
+        self._append(key_id, outcome)
+        return done
+
+    # --- destruction -------------------------------------------------------------------------------------------------------------
+
+    def destroy(self, key_id: str, keeper: Keeper, now: Now) -> None:
+        """Effect and outcome of a started destruction. Every step may be repeated; nothing is acknowledged before the last."""
+        generation = self.announce()
+        self._freshness.wait_until_seen(generation, self._eviction_wait)  # D2: no process holds a session key of it
+        while True:
+            key = self._store.key(key_id)
+            assert key is not None
+            if key.destroyed:
+                return
+            for material_id in key.live_materials:
+                keeper.destroy(bytes.fromhex(material_id))  # D3, D4
+            by = now()
+            key.finish_destruction(by)
+            aliases = [alias for name in self._queries.aliases_of(key_id) if (alias := self._released(name, key_id, by))]
+            with suppress(Conflict):  # someone finished it first, or moved an alias: look again
+                self._store.append(key, *aliases)  # D5
+                self.announce()
+                return
+
+    def _released(self, name: str, key_id: str, by: By) -> Alias | None:
+        alias = self._store.alias(name)
+        if alias is None or alias.key_id != key_id:
+            return None
+        alias.delete(by)
+        return alias
+
+    # --- recovery ----------------------------------------------------------------------------------------------------------------
+
+    def settle(self, key_id: str, now: Now) -> str | None:
+        """Settle the open intent of a key if no one is working on it: answers the abandoned material id, or the key id of a finished
+        destruction; None when there is nothing to settle, or its owner is alive.
+
+        Raises KmsError when the custody or the store cannot be used now; the intent stays open.
+        """
+        intent = next((i for i in self._queries.open_intents(key_id)), None)
+        if intent is None:
+            return None
+        key = self._store.key(key_id)
+        assert key is not None
+        keeper = self._keepers.get(key.level)
+        if keeper is None:
+            raise KmsError("ServiceUnavailableTemporary", f"{key_id} needs the token, and none is configured")
+        if intent.kind != MATERIAL:
+            self.destroy(key_id, keeper, now)
+            return key_id
+        if key.open_intent is None or self._owner_works(intent.owner, key.open_intent.material_id):
+            return None
+        material_id = key.open_intent.material_id
+        return material_id if self._abandon(key_id, keeper, bytes.fromhex(material_id), now) else None
+
+    def _owner_works(self, owner: str, material_id: str) -> bool:
+        if owner == self._me:
+            with self._lock:
+                return bytes.fromhex(material_id) in self._under_way
+        return Process.parse(owner).alive()
+
+    def _append(self, key_id: str, decide: Callable[[Key], None]) -> None:
+        while True:
+            key = self._store.key(key_id)
+            assert key is not None
+            decide(key)
+            with suppress(Conflict):
+                self._store.append(key)
+                return

@@ -1,0 +1,212 @@
+"""Lifecycle commands: load, decide, append, and for those that need a custody: intent, effect, outcome (docs/KEY-CYCLE.md).
+
+Every command decides on a fresh load. One that loses the race for a stream's next version decides again, for a bounded time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TypeVar
+
+from kmscore.clock import Clock
+from kmscore.custody.port import Keeper, MaterialRef
+from kmscore.domain.alias import Alias, alias_not_found
+from kmscore.domain.by import By
+from kmscore.domain.key import Key, NewKey, NewMaterial
+from kmscore.domain.names import check_alias
+from kmscore.domain.specs import ProtectionLevel
+from kmscore.engine.effects import Effects
+from kmscore.errors import Conflict, KmsError, key_not_found
+from kmscore.ids import Ids
+from kmscore.store.keystore import KeyStore
+from kmscore.store.queries import Queries
+
+Answer = TypeVar("Answer")
+
+INTENT_POLL_SECONDS = 0.02  # while another's open intent is waited for
+
+
+class Lifecycle:
+    def __init__(
+        self,
+        store: KeyStore,
+        queries: Queries,
+        effects: Effects,
+        keepers: Mapping[ProtectionLevel, Keeper],
+        clock: Clock,
+        ids: Ids,
+        actor: str,
+        patience: float,
+    ) -> None:
+        """`actor` stands in every event; `patience` is how many seconds a command waits for another's open intent or lost races."""
+        self._store = store
+        self._queries = queries
+        self._effects = effects
+        self._keepers = keepers
+        self._clock = clock
+        self._ids = ids
+        self._actor = actor
+        self._patience = patience
+
+    # --- commands that are one append --------------------------------------------------------------------------------------------
+
+    def change(self, key_ids: tuple[str, ...], decide: Callable[[Key, By], None]) -> tuple[Key, ...]:
+        """Let `decide` act on these keys, and append it all in one transaction. When it returns, no process acts on the older state.
+
+        Raises what `decide` raises, and Forbidden.KeyNotFound.
+        """
+
+        def attempt(by: By) -> tuple[Key, ...]:
+            keys = tuple(self.load(key_id) for key_id in key_ids)
+            for key in keys:
+                decide(key, by)
+            if any(key.pending_events for key in keys):
+                self._store.append(*keys)
+                self._effects.announce()
+            return keys
+
+        return self._decide(attempt)
+
+    def bind_alias(self, name: str, key_id: str) -> None:
+        def attempt(by: By) -> None:
+            check_alias(name, create=True)
+            self.load(key_id).check("CreateAlias", by.now)
+            self._append_alias(Alias.bind(self._store.alias(name), name, key_id, by))
+
+        self._decide(attempt)
+
+    def rebind_alias(self, name: str, key_id: str) -> None:
+        def attempt(by: By) -> None:
+            alias = self._alias(name)
+            self.load(key_id).check("UpdateAlias", by.now)
+            alias.rebind(key_id, by)
+            self._append_alias(alias)
+
+        self._decide(attempt)
+
+    def delete_alias(self, name: str) -> None:
+        def attempt(by: By) -> None:
+            alias = self._alias(name)
+            alias.delete(by)
+            self._append_alias(alias)
+
+        self._decide(attempt)
+
+    # --- commands with an effect -------------------------------------------------------------------------------------------------
+
+    def create(self, new: NewKey, key_id: str | None = None) -> Key:
+        """CreateKey: visible, enabled and durable on return. `key_id` is given for the service's own key only.
+
+        Raises KmsError: the custody's refusal of the spec before anything is written; ServiceUnavailableTemporary when it failed.
+        """
+        keeper = self._keeper(new.level)
+        key_id = key_id or self._ids.key_id()
+        material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(new.spec))
+        ref = MaterialRef(material.material_id, new.spec, material.suite)
+        with self._effects.attempt(ref):
+            self._store.append(Key.create(key_id, new, material, self.by()))  # C1
+            self._effects.obtain(key_id, keeper, ref, self.by)  # C2-C5
+        return self._found(key_id)
+
+    def rotate(self, key_id: str, check: Callable[[Key, By], None]) -> Key:
+        """Give the key a new primary version. `check` raises when it may not be, each time it is decided again.
+
+        Raises also ServiceUnavailableTemporary when another attempt on the key is not over in time, or the custody failed.
+        """
+
+        def attempt(by: By) -> Key:
+            key = self._without_intent(key_id)
+            check(key, by)
+            keeper = self._keeper(key.level)
+            material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(key.spec))
+            ref = MaterialRef(material.material_id, key.spec, material.suite)
+            key.want_material(material, by)
+            with self._effects.attempt(ref):
+                self._store.append(key)  # R1
+                self._effects.obtain(key_id, keeper, ref, self.by)  # R2-R5
+            self._effects.announce()
+            return self._found(key_id)
+
+        return self._decide(attempt)
+
+    def destroy(self, key_id: str) -> bool:
+        """Destroy a key whose window is over; False when there is nothing to destroy (any more).
+
+        Raises KmsError ServiceUnavailableTemporary when it could not be finished now: it stays started, and is taken up again.
+        """
+
+        def attempt(by: By) -> bool:
+            key = self._without_intent(key_id)
+            if key.destroyed:
+                return False
+            if not key.destruction_started:
+                if not key.due_for_deletion(by.now):
+                    return False
+                key.start_destruction(by)
+                self._store.append(key)  # D1
+            self._effects.destroy(key_id, self._keeper(key.level), self.by)  # D2-D5
+            return True
+
+        return self._decide(attempt)
+
+    # --- loading -----------------------------------------------------------------------------------------------------------------
+
+    def load(self, key_id: str) -> Key:
+        """A key that a caller may see. Raises Forbidden.KeyNotFound."""
+        key = self._store.key(key_id)
+        if key is None:
+            raise key_not_found()
+        key.require_visible(self._clock.now())
+        return key
+
+    # --- how -----------------------------------------------------------------------------------------------------------------------
+
+    def _decide(self, attempt: Callable[[By], Answer]) -> Answer:
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return attempt(self.by())
+            except Conflict:
+                if time.monotonic() >= deadline:
+                    raise
+
+    def _without_intent(self, key_id: str) -> Key:
+        """The key, once no attempt at material is open on it; an attempt whose process is dead is settled on the way."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            key = self._found(key_id)
+            if key.open_intent is None:
+                return key
+            if not self._effects.settle(key_id, self.by):
+                if time.monotonic() >= deadline:
+                    raise KmsError("ServiceUnavailableTemporary", "another change of this key is under way; try again")
+                time.sleep(INTENT_POLL_SECONDS)
+
+    def _found(self, key_id: str) -> Key:
+        key = self._store.key(key_id)
+        if key is None:
+            raise key_not_found()
+        return key
+
+    def _alias(self, name: str) -> Alias:
+        check_alias(name, create=False)
+        alias = self._store.alias(name)
+        if alias is None:
+            raise alias_not_found()
+        alias.require_bound()
+        return alias
+
+    def _append_alias(self, alias: Alias) -> None:
+        if alias.pending_events:
+            self._store.append(alias)
+            self._effects.announce()
+
+    def _keeper(self, level: ProtectionLevel) -> Keeper:
+        try:
+            return self._keepers[level]
+        except KeyError:
+            raise KmsError("Unsupported.ProtectionLevel", "Level HSM needs a token, and none is configured.") from None
+
+    def by(self) -> By:
+        return By(self._clock.now(), self._actor, self._ids.command_id())

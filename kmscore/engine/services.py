@@ -1,0 +1,32 @@
+"""What an open engine is made of; bootstrap wires it, Kms uses it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kmscore.clock import Clock
+from kmscore.config import Settings
+from kmscore.domain.names import Place
+from kmscore.engine.crypto import Crypto
+from kmscore.engine.due import DueWork
+from kmscore.engine.keyring import KeyRing
+from kmscore.engine.lifecycle import Lifecycle
+from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.tagging import Tagging
+from kmscore.store.keystore import KeyStore
+from kmscore.store.queries import Queries
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    settings: Settings
+    clock: Clock
+    place: Place
+    store: KeyStore
+    queries: Queries
+    ring: KeyRing
+    crypto: Crypto
+    lifecycle: Lifecycle
+    due: DueWork
+    reconciler: Reconciler
+    tagging: Tagging

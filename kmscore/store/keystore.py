@@ -1,0 +1,92 @@
+"""The event store of keys and aliases: load an aggregate, append what it decided. The read side is queries.py."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from typing import Any, cast
+
+from eventsourcing.persistence import (
+    DatetimeAsISO,
+    EventStore,
+    IntegrityError,
+    JSONTranscoder,
+    Mapper,
+    PersistenceError,
+)
+
+from kmscore.domain.alias import Alias
+from kmscore.domain.events import Event
+from kmscore.domain.key import Key
+from kmscore.errors import Conflict, KmsError
+from kmscore.store.readmodel import statements
+from kmscore.store.sqlite import ChainedRecorder, Statement, unavailable
+
+
+
+def construct_mapper() -> Mapper[str]:
+    """Events to and from stored bytes: JSON, times as ISO 8601."""
+    transcoder = JSONTranscoder()
+    transcoder.register(DatetimeAsISO())
+    return Mapper(transcoder)
+
+
+class KeyStore:
+    """Append-only streams of events, one per key and one per alias name."""
+
+    def __init__(self, recorder: ChainedRecorder, owner: str) -> None:
+        """`owner` names this process; it stands beside every intent that this process opens."""
+        self._recorder = recorder
+        self._events: EventStore[str] = EventStore(construct_mapper(), recorder)
+        self._owner = owner
+
+    def key(self, key_id: str) -> Key | None:
+        return cast("Key | None", self._load(key_id))
+
+    def alias(self, name: str) -> Alias | None:
+        return cast("Alias | None", self._load(name))
+
+    def events(self, stream: str) -> Iterator[Event]:
+        """Every event of a stream, oldest first."""
+        with unavailable("read"):
+            yield from cast("Iterator[Event]", self._events.get(stream))
+
+    def append(self, *aggregates: Key | Alias) -> None:
+        """Append the pending events of these aggregates, with their rows, in one transaction; durable on return.
+
+        Raises Conflict when another writer was first: nothing is stored, load and decide again. Raises KmsError
+        ServiceUnavailableTemporary when the store cannot be written; nothing is stored then either, as far as it can be read.
+        The aggregates must be thrown away after any error.
+        """
+        pending: list[Event] = []
+        rows: list[Statement] = []
+        # Aliases first: a key's row cannot go while an alias refers to it.
+        for aggregate in sorted(aggregates, key=lambda a: isinstance(a, Key)):
+            collected = cast("list[Event]", list(aggregate.collect_events()))
+            if collected:
+                pending += collected
+                rows += statements(aggregate, collected, self._owner)
+        if not pending:
+            return
+        try:
+            self._events.put(pending, statements=rows)
+        except IntegrityError:
+            if not self._stored(pending):
+                raise Conflict(pending[0].originator_id) from None
+        except (PersistenceError, sqlite3.Error) as error:
+            # The commit may or may not have happened: only the stream can tell (RELIABILITY 1.3 fact 6).
+            if not self._stored(pending):
+                raise KmsError("ServiceUnavailableTemporary", f"the store cannot write: {error}") from error
+
+    def _stored(self, pending: list[Event]) -> bool:
+        last = pending[-1]
+        with unavailable("say whether a commit happened"):
+            stored = list(self._events.get(last.originator_id, gt=last.originator_version - 1, lte=last.originator_version))
+        return bool(stored) and cast("Event", stored[0]).command_id == last.command_id
+
+    def _load(self, stream: str) -> Any:
+        # Our own loop: the library's asks a runtime-checkable Protocol about every event, most of the cost (STYLE part A, 2).
+        aggregate: Any = None
+        for event in self.events(stream):
+            aggregate = event.mutate(aggregate)
+        return aggregate

@@ -1,0 +1,85 @@
+"""Wrapped software material and other rows that are not derived from events."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from kmscore.errors import KmsError
+from kmscore.store.sqlite import DurableDatastore, unavailable
+
+
+class SoftwareMaterial:
+    """The MaterialTable of the custody port, in the database of the home."""
+
+    def __init__(self, datastore: DurableDatastore) -> None:
+        self._datastore = datastore
+
+    def put(self, material_id: bytes, wrapped: bytes) -> None:
+        with self._datastore.writing() as cursor:
+            cursor.execute("INSERT INTO software_material VALUES (?, ?)", (material_id, wrapped))
+
+    def get(self, material_id: bytes) -> bytes | None:
+        with self._datastore.reading() as cursor:
+            cursor.execute("SELECT wrapped FROM software_material WHERE material_id = ?", (material_id,))
+            row = cursor.fetchone()
+        return bytes(row[0]) if row else None
+
+    def remove(self, material_id: bytes) -> None:
+        """Delete the row and every older copy of its page: secure_delete overwrites the cell, the checkpoint empties the log.
+
+        Raises KmsError ServiceUnavailableTemporary while a reader keeps the log from being emptied; repeat it then.
+        """
+        with self._datastore.writing() as cursor:
+            cursor.execute("DELETE FROM software_material WHERE material_id = ?", (material_id,))
+        with unavailable("empty its log"), self._datastore.get_connection(commit=True) as connection:
+            cursor = connection.cursor()
+            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+            busy = cursor.fetchone()[0]
+        if busy:
+            raise KmsError("ServiceUnavailableTemporary", "the store's log is being read; material is removed once it is not")
+
+    def ids(self) -> Iterable[bytes]:
+        with self._datastore.reading() as cursor:
+            cursor.execute("SELECT material_id FROM software_material")
+            return [bytes(row[0]) for row in cursor.fetchall()]
+
+
+class Facts:
+    """Small durable facts about this home: its instance id, the token it is bound to, where its root key lives."""
+
+    def __init__(self, datastore: DurableDatastore) -> None:
+        self._datastore = datastore
+
+    def get(self, name: str) -> str | None:
+        with self._datastore.reading() as cursor:
+            cursor.execute("SELECT value FROM facts WHERE name = ?", (name,))
+            row = cursor.fetchone()
+        return str(row[0]) if row else None
+
+    def set_once(self, name: str, value: str) -> str:
+        """Record a fact that never changes; answers the value that holds."""
+        with self._datastore.writing() as cursor:
+            cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
+        held = self.get(name)
+        assert held is not None
+        return held
+
+
+class Uses:
+    """Durable counts of the uses of suite-2 key versions, reserved in blocks before they are used (RELIABILITY C1).
+
+    A crash wastes the rest of a block: the count may be too high, never too low.
+    """
+
+    def __init__(self, datastore: DurableDatastore) -> None:
+        self._datastore = datastore
+
+    def reserve(self, version_id: str, block: int) -> int:
+        """Reserve `block` more uses; answers how many have been reserved in all."""
+        with self._datastore.writing() as cursor:
+            cursor.execute(
+                "INSERT INTO version_uses VALUES (?, ?) ON CONFLICT (version_id) DO UPDATE SET reserved = reserved + excluded.reserved"
+                " RETURNING reserved",
+                (version_id, block),
+            )
+            return int(cursor.fetchone()[0])

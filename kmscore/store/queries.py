@@ -1,0 +1,152 @@
+"""The read side: lists, look-ups, due work, open intents. A key past its deletion date is in none of the lists (DECISIONS 40)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from kmscore.errors import invalid
+from kmscore.store.readmodel import micros
+from kmscore.store.sqlite import DurableDatastore
+
+# ListKeys filter -> SQL condition with {} for the placeholders (SEMANTICS section 11).
+_FILTERS: dict[str, str] = {
+    "KeyState": "state IN ({})",
+    "KeySpec": "spec IN ({})",
+    "KeyUsage": "usage IN ({})",
+    "ProtectionLevel": "level IN ({})",
+    "Creator": "creator IN ({})",
+    "DKMSInstanceId": "instance_id IN ({})",
+    "keyId": "key_id IN ({})",
+    "CreatorType": "'User' IN ({})",  # every key here was made by a user
+    "AliasName": "key_id IN (SELECT key_id FROM aliases WHERE name IN ({}))",
+    "TagKey": "key_id IN (SELECT key_id FROM tags WHERE tag_key IN ({}))",
+    "TagValue": "key_id IN (SELECT key_id FROM tags WHERE tag_value IN ({}))",
+}
+MAX_FILTERS = 10
+MAX_FILTER_VALUES = 10
+
+_VISIBLE = "visible AND (delete_at IS NULL OR delete_at > ?)"
+
+
+@dataclass(frozen=True, slots=True)
+class OpenIntent:
+    key_id: str
+    kind: str  # readmodel.MATERIAL or DESTRUCTION
+    owner: str
+
+
+class Queries:
+    def __init__(self, datastore: DurableDatastore) -> None:
+        self._datastore = datastore
+
+    # --- keys, aliases, tags -----------------------------------------------------------------------------------------------------
+
+    def list_keys(self, now: datetime, filters: Mapping[str, Sequence[str]], limit: int, offset: int) -> tuple[list[str], int]:
+        """Key ids in order of creation, and how many there are in all. Raises KmsError InvalidParameter (Filters)."""
+        where, params = [_VISIBLE], [micros(now)]
+        if len(filters) > MAX_FILTERS:
+            raise invalid("Filters")
+        bound: list[Any] = list(params)
+        for name, values in filters.items():
+            if name not in _FILTERS or not 1 <= len(values) <= MAX_FILTER_VALUES:
+                raise invalid("Filters")
+            where.append(_FILTERS[name].format(",".join("?" * len(values))))
+            bound += values
+        rows, total = self._page("key_id", "keys", " AND ".join(where), bound, "seq", limit, offset)
+        return [row[0] for row in rows], total
+
+    def list_aliases(self, now: datetime, key_id: str | None, limit: int, offset: int) -> tuple[list[tuple[str, str]], int]:
+        """(key id, alias name) in order of name, of one key or of all, and how many there are."""
+        where, params = f"key_id IN (SELECT key_id FROM keys WHERE {_VISIBLE})", [micros(now)]
+        bound: list[Any] = list(params)
+        if key_id is not None:
+            where += " AND key_id = ?"
+            bound.append(key_id)
+        rows, total = self._page("key_id, name", "aliases", where, bound, "name", limit, offset)
+        return [(row[0], row[1]) for row in rows], total
+
+    def list_tags(
+        self, now: datetime, key_ids: Sequence[str], tags: Mapping[str, str | None], after: tuple[str, str], limit: int
+    ) -> list[tuple[str, str, str]]:
+        """(key id, tag key, tag value) after `after`, of these keys (or all) that bear all of these tags (None: any value)."""
+        where, bound = [f"key_id IN (SELECT key_id FROM keys WHERE {_VISIBLE})", "(key_id, tag_key) > (?, ?)"], [micros(now), *after]
+        if key_ids:
+            where.append(f"key_id IN ({','.join('?' * len(key_ids))})")
+            bound += key_ids
+        for key, value in tags.items():
+            where.append("key_id IN (SELECT key_id FROM tags WHERE tag_key = ?" + (")" if value is None else " AND tag_value = ?)"))
+            bound += [key] if value is None else [key, value]
+        sql = f"SELECT key_id, tag_key, tag_value FROM tags WHERE {' AND '.join(where)} ORDER BY key_id, tag_key LIMIT ?"
+        return [tuple(row) for row in self._all(sql, [*bound, limit])]
+
+    def key_of_alias(self, name: str) -> str | None:
+        return self._value("SELECT key_id FROM aliases WHERE name = ?", name)
+
+    def key_of_version(self, version_id: str) -> str | None:
+        return self._value("SELECT key_id FROM versions WHERE version_id = ?", version_id)
+
+    def aliases_of(self, key_id: str) -> list[str]:
+        return [row[0] for row in self._all("SELECT name FROM aliases WHERE key_id = ?", [key_id])]
+
+    def count(self, table: str) -> int:
+        assert table in ("keys", "aliases")
+        return int(self._all(f"SELECT count(*) FROM {table}", [])[0][0])
+
+    # --- the engine's own --------------------------------------------------------------------------------------------------------
+
+    def due(self, now: datetime, limit: int, after: tuple[int, str] = (-1, "")) -> list[tuple[int, str, str]]:
+        """(due at, key id, kind) of work that is due, oldest first, after a position in that order."""
+        sql = "SELECT due_at, key_id, kind FROM due_work WHERE due_at <= ? AND (due_at, key_id) > (?, ?) ORDER BY due_at, key_id LIMIT ?"
+        return [tuple(row) for row in self._all(sql, [micros(now), *after, limit])]
+
+    def next_due(self) -> int | None:
+        """When the next work is due, in microseconds; None when there is none."""
+        value = self._all("SELECT min(due_at) FROM due_work", [])[0][0]
+        return None if value is None else int(value)
+
+    def open_intents(self, key_id: str | None = None) -> list[OpenIntent]:
+        where, params = ("", []) if key_id is None else (" WHERE key_id = ?", [key_id])
+        return [OpenIntent(*row) for row in self._all(f"SELECT key_id, kind, owner FROM open_intents{where}", params)]
+
+    def material_states(self) -> dict[bytes, tuple[str, str, str]]:
+        """Every material id an event ever named -> (key id, level, state)."""
+        return {bytes(row[0]): (row[1], row[2], row[3]) for row in self._all("SELECT * FROM materials", [])}
+
+    def knows_material(self, level: str) -> bool:
+        """Whether any material was ever requested at this level and is not known to be gone: its custody must not be made anew."""
+        sql = "SELECT 1 FROM materials WHERE level = ? AND state IN ('requested', 'active') LIMIT 1"
+        return bool(self._all(sql, [level]))
+
+    def position(self) -> int:
+        """How many events the log holds."""
+        return int(self._all("SELECT position FROM head", [])[0][0])
+
+    def changed_since(self, position: int) -> tuple[int, set[str]]:
+        """The position of the log now, and the streams that changed after `position`."""
+        rows = self._all("SELECT max(position), originator_id FROM stored_events WHERE position > ? GROUP BY originator_id", [position])
+        return max((row[0] for row in rows), default=position), {row[1] for row in rows}
+
+    # --- how -----------------------------------------------------------------------------------------------------------------------
+
+    def _all(self, sql: str, params: Sequence[Any]) -> list[Any]:
+        with self._datastore.reading() as cursor:
+            cursor.execute(sql, params)
+            return list(cursor.fetchall())
+
+    def _value(self, sql: str, param: str) -> str | None:
+        rows = self._all(sql, [param])
+        return str(rows[0][0]) if rows else None
+
+    def _page(
+        self, columns: str, table: str, where: str, params: list[Any], order: str, limit: int, offset: int
+    ) -> tuple[list[Any], int]:
+        with self._datastore.reading() as cursor:  # one transaction: the page and the count agree
+            cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", params)
+            total = int(cursor.fetchone()[0])
+            cursor.execute(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*params, limit, offset])
+            return list(cursor.fetchall()), total
+
+

@@ -1,0 +1,121 @@
+"""From aggregates to rows: the one place that says what the read models hold. Append and rebuild both come through here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from kmscore.domain import events
+from kmscore.domain.alias import Alias
+from kmscore.domain.key import Key
+from kmscore.domain.states import KeyState
+from kmscore.store.sqlite import Statement
+
+ROTATE = "rotate"
+DELETE = "delete"
+MATERIAL = "material"
+DESTRUCTION = "destruction"
+
+# What a material id is known as.
+REQUESTED, ACTIVE, ABANDONED, DESTROYED = "requested", "active", "abandoned", "destroyed"
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def micros(instant: datetime) -> int:
+    """Whole microseconds since 1970 UTC."""
+    return (instant - _EPOCH) // timedelta(microseconds=1)
+
+
+def from_micros(value: int) -> datetime:
+    return _EPOCH + timedelta(microseconds=value)
+
+
+def statements(aggregate: Key | Alias, pending: Sequence[Any], owner: str) -> Iterator[Statement]:
+    """What the rows of `aggregate` become when `pending`, its newest events, are appended. `owner` is the process behind an open intent."""
+    if isinstance(aggregate, Alias):
+        yield from _alias(aggregate)
+    else:
+        yield from _materials(aggregate, pending)
+        yield from _key(aggregate)
+        yield from _intent(aggregate, owner)
+
+
+def _alias(alias: Alias) -> Iterator[Statement]:
+    if alias.key_id:
+        yield (
+            "INSERT INTO aliases VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET key_id = excluded.key_id",
+            (alias.id, alias.key_id),
+        )
+    else:
+        yield "DELETE FROM aliases WHERE name = ?", (alias.id,)
+
+
+def _materials(key: Key, pending: Sequence[Any]) -> Iterator[Statement]:
+    for event in pending:
+        match event:
+            case events.MaterialRequested():
+                row = (bytes.fromhex(event.material_id), key.id, key.level.value, REQUESTED)
+                yield "INSERT INTO materials VALUES (?, ?, ?, ?)", row
+            case events.MaterialActivated():
+                yield from _material_state(event.material_id, ACTIVE)
+            case events.MaterialAbandoned():
+                yield from _material_state(event.material_id, ABANDONED)
+            case events.MaterialDestroyed():
+                yield from _material_state(event.material_id, DESTROYED)
+
+
+def _material_state(material_id: str, state: str) -> Iterator[Statement]:
+    yield "UPDATE materials SET state = ? WHERE material_id = ?", (state, bytes.fromhex(material_id))
+
+
+def _key(key: Key) -> Iterator[Statement]:
+    if key.system or not key.versions:
+        return
+    yield "DELETE FROM tags WHERE key_id = ?", (key.id,)
+    yield "DELETE FROM due_work WHERE key_id = ?", (key.id,)
+    if key.destruction_started:
+        yield "DELETE FROM versions WHERE key_id = ?", (key.id,)
+    if key.destroyed:
+        yield "DELETE FROM keys WHERE key_id = ?", (key.id,)
+        return
+    delete_at = None if key.delete_at is None else micros(key.delete_at)
+    yield (
+        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (key_id) DO UPDATE SET visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at",
+        (
+            key.id,
+            not key.destruction_started,
+            key.state.value,
+            key.spec.value,
+            key.usage.value,
+            key.level.value,
+            key.origin.value,
+            key.creator,
+            key.instance_id,
+            delete_at,
+        ),
+    )
+    if key.destruction_started:
+        return
+    for version in key.versions:
+        yield "INSERT OR IGNORE INTO versions VALUES (?, ?)", (version.version_id, key.id)
+    for tag_key, tag_value in key.tags.items():
+        yield "INSERT INTO tags VALUES (?, ?, ?)", (key.id, tag_key, tag_value)
+    if key.delete_at is not None:
+        yield "INSERT INTO due_work VALUES (?, ?, ?)", (DELETE, key.id, micros(key.delete_at))
+    elif key.next_rotation_at is not None and key.state is KeyState.ENABLED:
+        yield "INSERT INTO due_work VALUES (?, ?, ?)", (ROTATE, key.id, micros(key.next_rotation_at))
+
+
+def _intent(key: Key, owner: str) -> Iterator[Statement]:
+    if key.open_intent is not None:
+        row: tuple[object, ...] = (key.id, MATERIAL, key.level.value, bytes.fromhex(key.open_intent.material_id), owner)
+    elif key.destruction_started and not key.destroyed:
+        row = (key.id, DESTRUCTION, key.level.value, None, owner)
+    else:
+        yield "DELETE FROM open_intents WHERE key_id = ?", (key.id,)
+        return
+    yield "INSERT OR REPLACE INTO open_intents VALUES (?, ?, ?, ?, ?)", row

@@ -1,0 +1,71 @@
+"""The tables. Events are append-only; every other table can be rebuilt from them, but for wrapped material, use counts and facts.
+
+Times are whole microseconds since 1970-01-01 UTC. Hashes are 32 raw bytes (domain/chain.py).
+"""
+
+from __future__ import annotations
+
+SCHEMA_VERSION = 1
+
+STATEMENTS = (
+    # AUTOINCREMENT: a position is never given out twice, not even after a deletion (RELIABILITY 1.3 fact 5).
+    """
+    CREATE TABLE IF NOT EXISTS stored_events (
+        position INTEGER PRIMARY KEY AUTOINCREMENT,
+        originator_id TEXT NOT NULL,
+        originator_version INTEGER NOT NULL,
+        topic TEXT NOT NULL,
+        state BLOB NOT NULL,
+        stream_prev BLOB NOT NULL,
+        stream_hash BLOB NOT NULL,
+        log_prev BLOB NOT NULL,
+        log_hash BLOB NOT NULL,
+        UNIQUE (originator_id, originator_version))
+    """,
+    # One row, updated first in every append: it takes the write lock and carries the chain on.
+    "CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 1), position INTEGER NOT NULL, log_hash BLOB NOT NULL)",
+    "INSERT OR IGNORE INTO head VALUES (1, 0, zeroblob(32))",
+    # Read models, changed in the same transaction as the events.
+    """
+    CREATE TABLE IF NOT EXISTS keys (
+        seq INTEGER PRIMARY KEY AUTOINCREMENT,
+        key_id TEXT NOT NULL UNIQUE,
+        visible INTEGER NOT NULL,
+        state TEXT NOT NULL,
+        spec TEXT NOT NULL,
+        usage TEXT NOT NULL,
+        level TEXT NOT NULL,
+        origin TEXT NOT NULL,
+        creator TEXT NOT NULL,
+        instance_id TEXT NOT NULL,
+        delete_at INTEGER)
+    """,
+    "CREATE INDEX IF NOT EXISTS keys_by_state ON keys (visible, state)",
+    # The foreign key stops an alias from being bound to a key that is destroyed at the same moment.
+    "CREATE TABLE IF NOT EXISTS aliases (name TEXT PRIMARY KEY, key_id TEXT NOT NULL REFERENCES keys (key_id)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS aliases_by_key ON aliases (key_id)",
+    """
+    CREATE TABLE IF NOT EXISTS tags (
+        key_id TEXT NOT NULL, tag_key TEXT NOT NULL, tag_value TEXT NOT NULL, PRIMARY KEY (key_id, tag_key)) WITHOUT ROWID
+    """,
+    "CREATE INDEX IF NOT EXISTS tags_by_tag ON tags (tag_key, tag_value)",
+    "CREATE TABLE IF NOT EXISTS versions (version_id TEXT PRIMARY KEY, key_id TEXT NOT NULL) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS versions_by_key ON versions (key_id)",
+    # Every material id that an event ever named: requested, active, abandoned or destroyed.
+    """
+    CREATE TABLE IF NOT EXISTS materials (
+        material_id BLOB PRIMARY KEY, key_id TEXT NOT NULL, level TEXT NOT NULL, state TEXT NOT NULL) WITHOUT ROWID
+    """,
+    "CREATE INDEX IF NOT EXISTS materials_by_state ON materials (state, level)",
+    "CREATE TABLE IF NOT EXISTS due_work (kind TEXT, key_id TEXT, due_at INTEGER NOT NULL, PRIMARY KEY (kind, key_id)) WITHOUT ROWID",
+    "CREATE INDEX IF NOT EXISTS due_work_by_time ON due_work (due_at)",
+    # At most one open intent per key. `owner` names the process whose attempt it is.
+    """
+    CREATE TABLE IF NOT EXISTS open_intents (
+        key_id TEXT PRIMARY KEY, kind TEXT NOT NULL, level TEXT NOT NULL, material_id BLOB, owner TEXT NOT NULL) WITHOUT ROWID
+    """,
+    # Not derived from events.
+    "CREATE TABLE IF NOT EXISTS software_material (material_id BLOB PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS version_uses (version_id TEXT PRIMARY KEY, reserved INTEGER NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+)

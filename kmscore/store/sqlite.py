@@ -1,0 +1,161 @@
+"""SQLite under eventsourcing: durable settings on every connection; events, their hashes and the rows in one transaction."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from eventsourcing.persistence import PersistenceError, StoredEvent
+from eventsourcing.sqlite import (
+    SQLiteApplicationRecorder,
+    SQLiteConnection,
+    SQLiteConnectionPool,
+    SQLiteCursor,
+    SQLiteDatastore,
+)
+
+from kmscore.domain.chain import GENESIS, log_hash, stream_hash
+from kmscore.errors import KmsError, SetupError
+from kmscore.store.schema import SCHEMA_VERSION, STATEMENTS
+
+LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
+POOL_SIZE = 8
+POOL_OVERFLOW = 56  # a thread of the service each, at most
+
+Statement = tuple[str, Sequence[Any]]
+
+
+class DurablePool(SQLiteConnectionPool):
+    """Connections that may not lose an acknowledged commit, and leave nothing of a deleted row behind."""
+
+    def _create_connection(self) -> SQLiteConnection:
+        connection = super()._create_connection()
+        cursor = connection.cursor()
+        # FULL: the WAL is synced at each commit. NORMAL would be 13 times cheaper and may lose it on a power cut (STYLE part E).
+        for pragma in ("synchronous = FULL", "secure_delete = ON", "foreign_keys = ON"):
+            cursor.execute(f"PRAGMA {pragma}")
+        return connection
+
+
+class DurableDatastore(SQLiteDatastore):
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, originator_id_type="text")
+        self.pool = DurablePool(
+            db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
+        )
+
+    @contextmanager
+    def reading(self) -> Iterator[SQLiteCursor]:
+        """A cursor in a read transaction. Raises KmsError ServiceUnavailableTemporary when the store cannot be read."""
+        with unavailable("read"), self.transaction(commit=False) as cursor:
+            yield cursor
+
+    @contextmanager
+    def writing(self) -> Iterator[SQLiteCursor]:
+        """A cursor in a transaction that is durable when the block ends. Write first in it: a read first may fail as locked."""
+        with unavailable("write"), self.transaction(commit=True) as cursor:
+            yield cursor
+
+
+@contextmanager
+def unavailable(what: str) -> Iterator[None]:
+    """Turn what the driver or eventsourcing raises into the one error of a store that cannot be used now."""
+    try:
+        yield
+    except (PersistenceError, sqlite3.Error) as error:
+        raise KmsError("ServiceUnavailableTemporary", f"the store cannot {what}: {error}") from error
+
+
+class ChainedRecorder(SQLiteApplicationRecorder):
+    """Appends events with their hashes, and the statements of the read models, in one transaction."""
+
+    def construct_create_table_statements(self) -> list[str]:
+        return list(STATEMENTS)
+
+    def _insert_events(
+        self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], *, statements: Iterable[Statement] = (), **_: Any
+    ) -> Sequence[int]:
+        # Write first: this takes the write lock, with the busy time-out; a read first could only fail as "database is locked".
+        c.execute("UPDATE head SET position = position + ? WHERE id = 1 RETURNING position, log_hash", (len(stored_events),))
+        last, log_prev = c.fetchone()
+        position = last - len(stored_events)
+        heads: dict[str, bytes] = {}
+        positions = []
+        for event in stored_events:
+            stream = str(event.originator_id)
+            stream_prev = heads.get(stream) or self._stream_head(c, stream, event.originator_version)
+            position += 1
+            own = stream_hash(stream_prev, stream, event.originator_version, event.topic, event.state)
+            chained = log_hash(log_prev, position, own)
+            c.execute(
+                "INSERT INTO stored_events VALUES (?,?,?,?,?,?,?,?,?)",
+                (position, stream, event.originator_version, event.topic, event.state, stream_prev, own, log_prev, chained),
+            )
+            heads[stream], log_prev = own, chained
+            positions.append(position)
+        c.execute("UPDATE head SET log_hash = ? WHERE id = 1", (log_prev,))
+        for sql, params in statements:
+            c.execute(sql, params)
+        return positions
+
+    @staticmethod
+    def _stream_head(c: SQLiteCursor, stream: str, version: int) -> bytes:
+        c.execute("SELECT stream_hash FROM stored_events WHERE originator_id = ? AND originator_version = ?", (stream, version - 1))
+        row = c.fetchone()
+        return bytes(row[0]) if row else GENESIS
+
+
+def open_database(path: Path) -> tuple[DurableDatastore, ChainedRecorder]:
+    """Open, and create where it is missing, the database of a home. The caller holds the home lock: stock table creation fails when
+    several processes do it together.
+
+    Raises SetupError when the file is newer than this program or not as durable as it must be.
+    """
+    created = not path.exists()
+    if created:
+        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # -wal and -shm get the mode of this file
+    datastore = DurableDatastore(path)
+    recorder = ChainedRecorder(datastore)
+    with datastore.reading() as cursor:
+        cursor.execute("PRAGMA user_version")
+        version = cursor.fetchone()[0]
+    if version > SCHEMA_VERSION:
+        datastore.close()
+        raise SetupError(f"{path} was written by a newer kmscore (schema {version}, this one knows {SCHEMA_VERSION}): use that one")
+    if version < SCHEMA_VERSION:
+        with unavailable("be created"):
+            recorder.create_table()
+        with datastore.writing() as cursor:
+            cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+    found = durability(datastore)
+    if found != DURABLE:
+        datastore.close()
+        raise SetupError(f"{path} is not durable: {found} where {DURABLE} is needed; is it on a file system without shared memory?")
+    if created:
+        _sync_directory(path.parent)
+    return datastore, recorder
+
+
+DURABLE = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
+
+
+def durability(datastore: DurableDatastore) -> dict[str, str | int]:
+    """The settings that durability and deletion rest on, as the connection says them."""
+    with datastore.reading() as cursor:
+        values: dict[str, str | int] = {}
+        for name in DURABLE:
+            cursor.execute(f"PRAGMA {name}")
+            values[name] = cursor.fetchone()[0]
+    return values
+
+
+def _sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

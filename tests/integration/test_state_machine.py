@@ -1,0 +1,262 @@
+"""A hypothesis state machine drives the engine against a small model with an injected clock: on the fake token and on a real one.
+
+The model knows the documented rules only: states, dates, which ciphertext must open and which must be refused.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+
+from kmscore import FixedClock, KmsError
+from kmscore.bootstrap import open_kms
+from kmscore.custody.fake import FakeKeeper, FakeToken
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
+
+
+@dataclass
+class Model:
+    key_id: str
+    level: str
+    created: datetime
+    enabled: bool = True
+    delete_at: datetime | None = None
+    versions: int = 1
+    interval: timedelta | None = None
+    rotated: datetime = START
+    tags: dict[str, str] = field(default_factory=dict)
+
+    def state(self) -> str:
+        return "PendingDeletion" if self.delete_at else "Enabled" if self.enabled else "Disabled"
+
+    def gone(self, now: datetime) -> bool:
+        return self.delete_at is not None and now >= self.delete_at
+
+
+USE = {"Enabled": None, "Disabled": "Rejected.Disabled", "PendingDeletion": "Rejected.PendingDeletion"}
+
+
+class EngineMachine(RuleBasedStateMachine):
+    keys = Bundle("keys")
+    blobs = Bundle("blobs")
+    fake: ClassVar[bool]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.home = Path(tempfile.mkdtemp(prefix="kms-machine-"))
+        self.clock = FixedClock(START)
+        self.token = FakeToken()
+        self.models: dict[str, Model] = {}
+        self.open()
+
+    def open(self) -> None:
+        hsm = FakeKeeper(self.token) if self.fake else None
+        # Whole-machine waits have no place in a single-process model.
+        self.kms = open_kms(self.home, clock=self.clock, hsm=hsm)
+
+    def teardown(self) -> None:
+        self.kms.close()
+        shutil.rmtree(self.home)
+
+    def expect(self, code: str | None, call: Any) -> Any:
+        """Call; the answer when `code` is None, else the call must be refused with it."""
+        if code is None:
+            return call()
+        with pytest.raises(KmsError) as refused:
+            call()
+        assert refused.value.code == code, refused.value
+        return None
+
+    def now(self) -> datetime:
+        return self.clock.now()
+
+    def use_code(self, model: Model) -> str | None:
+        return "Forbidden.KeyNotFound" if model.gone(self.now()) else USE[model.state()]
+
+    def switch_code(self, model: Model) -> str | None:
+        if model.gone(self.now()):
+            return "Forbidden.KeyNotFound"
+        return "Rejected.StateModifiedFailed" if model.delete_at else None
+
+    # --- rules -------------------------------------------------------------------------------------------------------------------
+
+    @rule(target=keys, level=st.sampled_from(["HSM", "SOFTWARE"]), spec=st.sampled_from(["Aliyun_AES_256", "Aliyun_AES_256", "Aliyun_AES_128"]))
+    def create(self, level: str, spec: str) -> Model:
+        made = self.kms.create_key(protection_level=level, key_spec=spec, description="made")
+        assert made.key_state == "Enabled"
+        model = Model(made.key_id, level, self.now(), rotated=self.now())
+        self.models[model.key_id] = model
+        return model
+
+    @rule(model=keys)
+    def rotate(self, model: Model) -> None:
+        if self.expect(self.use_code(model), lambda: self.kms.rotate_key(model.key_id)):
+            model.versions += 1
+            model.rotated = self.now()
+
+    @rule(model=keys)
+    def disable(self, model: Model) -> None:
+        code = self.switch_code(model)
+        self.expect(code, lambda: self.kms.disable_key(model.key_id))
+        if code is None:
+            model.enabled = False
+
+    @rule(model=keys)
+    def enable(self, model: Model) -> None:
+        code = self.switch_code(model)
+        self.expect(code, lambda: self.kms.enable_key(model.key_id))
+        if code is None:
+            model.enabled = True
+
+    @rule(model=keys, days=st.sampled_from([7, 8, 30, 366]))
+    def schedule(self, model: Model, days: int) -> None:
+        code = self.switch_code(model)
+        self.expect(code, lambda: self.kms.schedule_key_deletion(model.key_id, pending_window_in_days=days))
+        if code is None:
+            model.delete_at = self.now() + days * DAY
+
+    @rule(model=keys)
+    def cancel(self, model: Model) -> None:
+        if model.gone(self.now()):
+            code: str | None = "Forbidden.KeyNotFound"
+        else:
+            code = None if model.delete_at else "Rejected.StateModifiedFailed"
+        self.expect(code, lambda: self.kms.cancel_key_deletion(model.key_id))
+        if code is None:
+            model.delete_at = None
+            model.enabled = True
+
+    @rule(model=keys, days=st.sampled_from([7, 20]))
+    def rotate_automatically(self, model: Model, days: int) -> None:
+        code = self.use_code(model)
+        call = lambda: self.kms.update_rotation_policy(  # noqa: E731
+            model.key_id, enable_automatic_rotation=True, rotation_interval=f"{days}d"
+        )
+        self.expect(code, call)
+        if code is None:
+            model.interval = days * DAY
+            if self.now() >= model.rotated + model.interval:  # over already: immediate, for every key that is due
+                self.due()
+
+    @rule(model=keys)
+    def tag(self, model: Model) -> None:
+        code = self.use_code(model) if model.delete_at else None
+        self.expect(code, lambda: self.kms.tag_resource(model.key_id, tags={"n": str(model.versions)}))
+        if code is None:
+            model.tags = {"n": str(model.versions)}
+
+    @rule(target=blobs, model=keys, text=st.binary(min_size=1, max_size=40), context=st.sampled_from([None, {}, {"a": "bc"}, {"ab": "c"}]))
+    def encrypt(self, model: Model, text: bytes, context: dict[str, str] | None) -> tuple[Model, bytes, bytes, dict[str, str]] | None:
+        made = self.expect(self.use_code(model), lambda: self.kms.encrypt(model.key_id, text, context))
+        return (model, made.ciphertext_blob, text, context or {}) if made else None
+
+    @rule(made=blobs, context=st.sampled_from([None, {}, {"a": "bc"}, {"ab": "c"}]))
+    def decrypt(self, made: tuple[Model, bytes, bytes, dict[str, str]] | None, context: dict[str, str] | None) -> None:
+        if made is None:
+            return
+        model, blob, text, bound = made
+        code = self.use_code(model) or (None if (context or {}) == bound else "InvalidParameter")
+        opened = self.expect(code, lambda: self.kms.decrypt(blob, context))
+        if code is None:
+            assert opened.plaintext == text
+            assert opened.key_id == model.key_id
+
+    @rule(made=consumes(blobs), target_model=keys)
+    def re_encrypt(self, made: tuple[Model, bytes, bytes, dict[str, str]] | None, target_model: Model) -> None:
+        if made is None:
+            return
+        model, blob, text, bound = made
+        code = self.use_code(target_model) or self.use_code(model)
+        moved = self.expect(
+            code, lambda: self.kms.re_encrypt(blob, destination_key_id=target_model.key_id, source_encryption_context=bound)
+        )
+        if moved:
+            assert self.kms.decrypt(moved.ciphertext_blob).plaintext == text
+
+    @rule(hours=st.sampled_from([1, 24, 24 * 7, 24 * 30]))
+    def time_passes(self, hours: int) -> None:
+        self.clock.advance(timedelta(hours=hours))
+
+    @rule()
+    def due(self) -> None:
+        self.kms.run_due()
+        now = self.now()
+        for model in list(self.models.values()):
+            if model.gone(now):
+                del self.models[model.key_id]
+            elif model.interval and model.state() == "Enabled" and now >= model.rotated + model.interval:
+                model.versions += 1
+                model.rotated = now
+
+    @rule()
+    def restart(self) -> None:
+        self.kms.close()
+        self.open()
+
+    @rule()
+    def reconcile(self) -> None:
+        report = self.kms.reconcile()
+        assert report.quarantined == report.missing == report.removed == report.pending == report.abandoned == ()
+
+    # --- what must hold after each step ------------------------------------------------------------------------------------------
+
+    @invariant()
+    def lists_agree(self) -> None:
+        visible = {m.key_id for m in self.models.values() if not m.gone(self.now())}
+        found: set[str] = set()
+        number = 1
+        while page := self.kms.list_keys(page_number=number, page_size=100).items:
+            found |= {item.key_id for item in page}
+            number += 1
+        assert found == visible
+
+    @invariant()
+    def descriptions_agree(self) -> None:
+        for model in list(self.models.values())[-3:]:
+            if model.gone(self.now()):
+                self.expect("Forbidden.KeyNotFound", lambda model=model: self.kms.describe_key(model.key_id))
+                continue
+            told = self.kms.describe_key(model.key_id)
+            assert told.key_state == model.state()
+            assert told.protection_level == model.level
+            assert told.last_rotation_date == model.rotated
+            assert told.delete_date == model.delete_at
+            assert self.kms.list_key_versions(model.key_id).total_count == model.versions
+            assert {tag.tag_key: tag.tag_value for tag in self.kms.list_resource_tags(model.key_id)} == model.tags
+
+
+def run(fake: bool, examples: int, steps: int) -> None:
+    machine = type("Machine", (EngineMachine,), {"fake": fake})
+    chosen = settings(
+        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
+    )
+    run_state_machine_as_test(machine, settings=chosen)
+
+
+def test_on_the_fake_token() -> None:
+    run(fake=True, examples=30, steps=50)
+
+
+def test_on_a_real_token() -> None:
+    run(fake=False, examples=10, steps=40)
+
+
+@pytest.mark.slow
+def test_on_the_fake_token_at_length() -> None:
+    run(fake=True, examples=200, steps=80)
+
+
+@pytest.mark.slow
+def test_on_a_real_token_at_length() -> None:
+    run(fake=False, examples=40, steps=80)

@@ -1,0 +1,303 @@
+"""The event store on real SQLite: one transaction for events and rows, hashes, conflicts, ambiguous commits, durability, secure delete."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+from eventsourcing.persistence import OperationalError
+
+from kmscore.domain.alias import Alias
+from kmscore.domain.by import By
+from kmscore.domain.chain import GENESIS, log_hash, stream_hash
+from kmscore.domain.key import Key, NewKey, NewMaterial
+from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.errors import Conflict, KmsError, SetupError
+from kmscore.store.keystore import KeyStore
+from kmscore.store.material import Facts, SoftwareMaterial, Uses
+from kmscore.store.queries import Queries
+from kmscore.store.sqlite import ChainedRecorder, DurableDatastore, durability, open_database
+
+NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+class Opened:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.datastore, self.recorder = open_database(path)
+        self.store = KeyStore(self.recorder, "boot/1/1")
+        self.queries = Queries(self.datastore)
+
+    def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
+        with self.datastore.reading() as cursor:
+            cursor.execute(sql, params)
+            return [tuple(row) for row in cursor.fetchall()]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    opened = Opened(tmp_path / "kms.db")
+    yield opened
+    opened.datastore.close()
+
+
+commands = iter(range(1 << 30))
+
+
+def by() -> By:
+    return By(NOW, "1", f"command {next(commands)}")
+
+
+def new_key(key_id: str, level: ProtectionLevel = ProtectionLevel.HSM) -> Key:
+    new = NewKey(KeySpec.AES_256, KeyUsage.ENCRYPT_DECRYPT, Origin.KMS, level, creator="1", tags={"a": "b"})
+    return Key.create(key_id, new, NewMaterial(f"version of {key_id}", os.urandom(16), Suite.XAES_256_GCM), by())
+
+
+def active_key(store: KeyStore, key_id: str) -> Key:
+    key = new_key(key_id)
+    assert key.open_intent is not None
+    key.material_ready(bytes.fromhex(key.open_intent.material_id), {}, by())
+    store.append(key)
+    return load(store, key_id)
+
+
+def load(store: KeyStore, key_id: str) -> Key:
+    key = store.key(key_id)
+    assert key is not None
+    return key
+
+
+def test_the_file_is_private_and_durable(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    for suffix in ("", "-wal", "-shm"):
+        mode = stat.S_IMODE(os.stat(f"{opened.path}{suffix}").st_mode)
+        assert mode == 0o600, suffix
+    assert durability(opened.datastore) == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
+
+
+def test_an_intent_is_invisible_and_an_outcome_is_not(opened: Opened) -> None:
+    key = new_key("key-1")
+    opened.store.append(key)
+    assert opened.queries.list_keys(NOW, {}, 10, 0) == ([], 0)
+    assert [intent.key_id for intent in opened.queries.open_intents()] == ["key-1"]
+    assert opened.queries.knows_material("HSM")
+    assert not opened.queries.knows_material("SOFTWARE")
+    key = load(opened.store, "key-1")
+    assert key.open_intent is not None
+    key.material_ready(bytes.fromhex(key.open_intent.material_id), {}, by())
+    opened.store.append(key)
+    assert opened.queries.list_keys(NOW, {}, 10, 0) == (["key-1"], 1)
+    assert opened.queries.open_intents() == []
+    assert opened.queries.key_of_version("version of key-1") == "key-1"
+
+
+def test_two_writers_of_one_version_one_wins(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    mine, theirs = load(opened.store, "key-1"), load(opened.store, "key-1")
+    mine.disable(by())
+    theirs.describe("other", by())
+    opened.store.append(mine)
+    with pytest.raises(Conflict):
+        opened.store.append(theirs)
+    assert load(opened.store, "key-1").description == ""
+
+
+def test_a_refused_row_takes_the_events_back(opened: Opened) -> None:
+    before = opened.queries.position()
+    with pytest.raises(Conflict):  # the foreign key: no such key
+        opened.store.append(Alias.bind(None, "alias/a", "key-none", by()))
+    assert opened.queries.position() == before
+    assert opened.store.alias("alias/a") is None
+
+
+def test_a_key_is_not_destroyed_under_an_alias(opened: Opened) -> None:
+    key = active_key(opened.store, "key-1")
+    key.schedule_deletion(7, by())
+    opened.store.append(Alias.bind(None, "alias/a", "key-1", by()))
+    opened.store.append(key)
+    later = By(datetime(2031, 1, 1, tzinfo=UTC), "1", "later")
+    key = load(opened.store, "key-1")
+    key.start_destruction(later)
+    key.finish_destruction(later)
+    with pytest.raises(Conflict):
+        opened.store.append(key)
+    key, alias = load(opened.store, "key-1"), opened.store.alias("alias/a")
+    assert alias is not None
+    key.start_destruction(later)
+    key.finish_destruction(later)
+    alias.delete(later)
+    opened.store.append(key, alias)
+    for table in ("keys", "aliases", "tags", "versions", "due_work", "open_intents"):
+        assert opened.rows(f"SELECT * FROM {table}") == [], table
+    assert opened.rows("SELECT state FROM materials") == [("destroyed",)]
+
+
+def test_the_hashes_are_those_of_the_definition(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    active_key(opened.store, "key-2")
+    key = load(opened.store, "key-1")
+    key.disable(by())
+    key.enable(by())
+    opened.store.append(key)
+    rows = opened.rows("SELECT * FROM stored_events ORDER BY position")
+    streams: dict[str, bytes] = {}
+    log = GENESIS
+    for expected, (position, stream, version, topic, state, stream_prev, own, log_prev, chained) in enumerate(rows, 1):
+        assert position == expected
+        assert stream_prev == streams.get(stream, GENESIS)
+        assert own == stream_hash(stream_prev, stream, version, topic, state)
+        assert log_prev == log
+        assert chained == log_hash(log_prev, position, own)
+        streams[stream], log = own, chained
+    assert opened.rows("SELECT position, log_hash FROM head") == [(len(rows), log)]
+
+
+def test_a_hash_as_a_figure() -> None:
+    """Computed once, apart from this code, so that nobody changes the definition by changing both sides."""
+    own = stream_hash(GENESIS, "key-1", 1, "KeyEnabled", b"{}")
+    assert own.hex() == "a40bf8ede458aafb74e8c3dc7dc20451de334f2be991bee9d8b662b5936eee65"
+    assert log_hash(GENESIS, 1, own).hex() == "9e80ba3a4d434382805dde60b047bd5b5b64f78fd707f631125ffe1b2dfd198a"
+
+
+class Faulty(ChainedRecorder):
+    """Fails around the commit, as a lost connection would: before it, or after it with the answer lost."""
+
+    fault = ""
+
+    def insert_events(self, stored_events: Any, **kwargs: Any) -> Any:
+        fault, self.fault = self.fault, ""
+        if fault == "before":
+            raise OperationalError("disk I/O error")
+        answer = super().insert_events(stored_events, **kwargs)
+        if fault == "after":
+            raise OperationalError("disk I/O error")
+        return answer
+
+
+def test_an_ambiguous_commit_is_settled_by_reading_again(tmp_path: Path) -> None:
+    datastore, _ = open_database(tmp_path / "kms.db")
+    recorder = Faulty(datastore)
+    store = KeyStore(recorder, "boot/1/1")
+    active_key(store, "key-1")
+    key = load(store, "key-1")
+    key.disable(by())
+    recorder.fault = "after"
+    store.append(key)  # it was stored: a success
+    assert not load(store, "key-1").enabled
+    key = load(store, "key-1")
+    key.enable(by())
+    recorder.fault = "before"
+    with pytest.raises(KmsError) as failed:
+        store.append(key)
+    assert failed.value.code == "ServiceUnavailableTemporary"
+    assert failed.value.retryable
+    assert not load(store, "key-1").enabled
+    datastore.close()
+
+
+def test_a_writer_waits_for_another_and_does_not_fail(opened: Opened) -> None:
+    with holding_the_write_lock(opened.path, 0.3):
+        active_key(opened.store, "key-1")
+    assert load(opened.store, "key-1").enabled
+
+
+@contextmanager
+def holding_the_write_lock(path: Path, seconds: float) -> Iterator[None]:
+    import threading
+
+    connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    connection.execute("BEGIN IMMEDIATE")
+    timer = threading.Timer(seconds, lambda: connection.execute("COMMIT"))
+    timer.start()
+    yield
+    timer.join()
+    connection.close()
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    datastore, _ = open_database(tmp_path / "kms.db")
+    datastore.close()
+    with sqlite3.connect(tmp_path / "kms.db") as connection:
+        connection.execute("PRAGMA user_version = 99")
+    with pytest.raises(SetupError, match="newer"):
+        open_database(tmp_path / "kms.db")
+
+
+def test_removed_material_leaves_no_byte_in_any_file(opened: Opened) -> None:
+    table = SoftwareMaterial(opened.datastore)
+    canary = b"canary-" + os.urandom(200)
+    for index in range(50):
+        table.put(bytes([index]) * 16, canary if index == 7 else os.urandom(207))
+    files = [Path(f"{opened.path}{suffix}") for suffix in ("", "-wal")]
+    assert any(canary in file.read_bytes() for file in files)
+    table.remove(bytes([7]) * 16)
+    assert not any(canary in file.read_bytes() for file in files)
+    assert table.get(bytes([7]) * 16) is None
+    table.remove(bytes([7]) * 16)  # absent is success
+    assert len(list(table.ids())) == 49
+
+
+def test_facts_are_set_once(opened: Opened) -> None:
+    facts = Facts(opened.datastore)
+    assert facts.get("instance_id") is None
+    assert facts.set_once("instance_id", "a") == "a"
+    assert facts.set_once("instance_id", "b") == "a"
+
+
+def test_uses_are_reserved_in_blocks(opened: Opened) -> None:
+    uses = Uses(opened.datastore)
+    assert [uses.reserve("v", 100), uses.reserve("v", 100), uses.reserve("w", 5)] == [100, 200, 5]
+
+
+def test_positions_are_never_given_out_twice(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    highest = opened.queries.position()
+    with opened.datastore.writing() as cursor:
+        cursor.execute("DELETE FROM stored_events WHERE position = ?", (highest,))
+    opened.store.append(new_key("key-2"))
+    assert [row[0] for row in opened.rows("SELECT position FROM stored_events WHERE originator_id = 'key-2'")] == [highest + 1, highest + 2]
+
+
+def test_the_read_side_pages_and_filters(opened: Opened) -> None:
+    for number in range(25):
+        active_key(opened.store, f"key-{number:02}")
+    key = load(opened.store, "key-03")
+    key.disable(by())
+    key.tag({"team": "x"}, by())
+    opened.store.append(key)
+    opened.store.append(Alias.bind(None, "alias/three", "key-03", by()))
+    queries = opened.queries
+    ids, total = queries.list_keys(NOW, {}, 10, 20)
+    assert (ids, total) == ([f"key-{n:02}" for n in range(20, 25)], 25)
+    assert queries.list_keys(NOW, {}, 10, 100) == ([], 25)
+    for filters in (
+        {"KeyState": ["Disabled"]},
+        {"TagKey": ["team"]},
+        {"TagValue": ["x"], "KeyState": ["Disabled", "Enabled"]},
+        {"AliasName": ["alias/three"]},
+        {"keyId": ["key-03"]},
+    ):
+        assert queries.list_keys(NOW, filters, 10, 0) == (["key-03"], 1), filters
+    assert queries.list_keys(NOW, {"KeyState": ["Disabled"], "TagKey": ["a", "none"]}, 10, 0) == (["key-03"], 1)
+    assert queries.list_keys(NOW, {"ProtectionLevel": ["SOFTWARE"]}, 10, 0) == ([], 0)
+    for bad in ({"Unknown": ["x"]}, {"KeyState": []}, {"KeyState": ["x"] * 11}):
+        with pytest.raises(KmsError, match="Filters"):
+            queries.list_keys(NOW, bad, 10, 0)
+
+
+def test_a_store_that_cannot_be_read_says_so(opened: Opened) -> None:
+    class Broken(DurableDatastore):
+        pass
+
+    broken = Broken(opened.path.with_name("missing") / "kms.db")
+    with pytest.raises(KmsError) as failed:
+        Queries(broken).position()
+    assert failed.value.code == "ServiceUnavailableTemporary"
+    broken.close()
