@@ -38,11 +38,17 @@ class Kms:
     """An open engine on one home. Made by `kmscore.open_kms`; thread-safe; not usable in a forked child."""
 
     def __init__(self, services: Services, close: Callable[[], None]) -> None:
-        self._s = services
+        self._services = services
         self._crypto = services.crypto
         self._close: Callable[[], None] | None = close
         self._pid = os.getpid()
         atexit.register(self.close)  # before the interpreter takes the module's memory away
+
+    @property
+    def _s(self) -> Services:
+        if os.getpid() != self._pid:  # encrypt and decrypt do not come by here: the core refuses by itself
+            raise SetupError("this engine was opened before the process forked; open it again in the child")
+        return self._services
 
     @property
     def settings(self) -> Settings:
@@ -77,7 +83,6 @@ class Kms:
         dkms_instance_id: str | None = None,
     ) -> KeyMetadata:
         """Make a key. Durable, verified and usable on return; level SOFTWARE unless asked otherwise."""
-        self._check_process()
         spec = choice(KeySpec, key_spec, "KeySpec")
         if choice(Origin, origin, "Origin") is Origin.EXTERNAL:
             raise KmsError("Unsupported.Origin", "Import of key material is not offered.")
@@ -179,16 +184,13 @@ class Kms:
     # --- aliases -----------------------------------------------------------------------------------------------------------------
 
     def create_alias(self, key_id: str, *, alias_name: str) -> None:
-        self._check_process()
         self._check_quota("aliases", self._s.settings.max_aliases)
         self._s.lifecycle.bind_alias(required(alias_name, "AliasName"), self._own_id(key_id))
 
     def update_alias(self, key_id: str, *, alias_name: str) -> None:
-        self._check_process()
         self._s.lifecycle.rebind_alias(required(alias_name, "AliasName"), self._own_id(key_id))
 
     def delete_alias(self, *, alias_name: str) -> None:
-        self._check_process()
         self._s.lifecycle.delete_alias(required(alias_name, "AliasName"))
 
     def list_aliases(self, *, page_number: int = 1, page_size: int = 10) -> Page[Alias]:
@@ -202,11 +204,9 @@ class Kms:
     # --- tags --------------------------------------------------------------------------------------------------------------------
 
     def tag_resource(self, key_id: str, *, tags: Mapping[str, str]) -> None:
-        self._check_process()
         self._s.tagging.tag(key_id, tags)
 
     def untag_resource(self, key_id: str, *, tag_keys: Sequence[str]) -> None:
-        self._check_process()
         self._s.tagging.untag(key_id, tag_keys)
 
     def list_resource_tags(self, key_id: str) -> tuple[Tag, ...]:
@@ -216,7 +216,6 @@ class Kms:
         self, *, resource_id: Sequence[str], tag: Mapping[str, str], resource_type: str = "key", region_id: str | None = None
     ) -> None:
         """Tag up to 50 keys, all or none of them."""
-        self._check_process()
         self._s.tagging.tag_all(resource_id, tag, resource_type)
 
     def untag_resources(
@@ -228,7 +227,6 @@ class Kms:
         resource_type: str = "key",
         region_id: str | None = None,
     ) -> None:
-        self._check_process()
         self._s.tagging.untag_all(resource_id, tag_key, all, resource_type)
 
     def list_tag_resources(
@@ -311,12 +309,10 @@ class Kms:
 
     def run_due(self) -> DueReport:
         """Rotate and destroy whatever is due now."""
-        self._check_process()
         return self._s.due.run()
 
     def reconcile(self) -> ReconcileReport:
         """Finish or give up interrupted work, and compare every object of every custody with the events."""
-        self._check_process()
         return self._s.reconciler.reconcile()
 
     def history(self, key_id: str) -> list[dict[str, Any]]:
@@ -343,11 +339,9 @@ class Kms:
         return self._s.lifecycle.load(self._s.ring.resolve(reference))
 
     def _change(self, key_id: str, decide: Callable[[Key, By], None]) -> tuple[Key, ...]:
-        self._check_process()
         return self._s.lifecycle.change((self._own_id(key_id),), decide)
 
     def _rotate(self, reference: str, check: Callable[[Key, By], None]) -> KeyVersion:
-        self._check_process()
         key = self._s.lifecycle.rotate(self._s.ring.resolve(reference), check)
         return key_version(key, key.primary)
 
@@ -362,10 +356,6 @@ class Kms:
     def _check_quota(self, table: str, limit: int) -> None:
         if limit and self._s.queries.count(table) >= limit:
             raise KmsError("Rejected.LimitExceeded", f"The quota of {limit} {table} is used up.")
-
-    def _check_process(self) -> None:
-        if os.getpid() != self._pid:
-            raise SetupError("this engine was opened before the process forked; open it again in the child")
 
 
 def _rotation(enabled: bool, interval: str | None) -> int:

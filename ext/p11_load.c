@@ -1,0 +1,42 @@
+#include "p11_load.h"
+
+#include <dlfcn.h>
+#include <stdio.h>
+
+CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
+{
+    CK_FUNCTION_LIST *list = NULL;
+    CK_RV (*get)(CK_FUNCTION_LIST **);
+    CK_RV rv;
+    void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
+
+    if (!library) {
+        snprintf(reason, reason_size, "%s", dlerror());
+        return NULL;
+    }
+    /* The detour is how POSIX has a function pointer taken from dlsym. */
+    *(void **)&get = dlsym(library, "C_GetFunctionList");
+    if (!get) {
+        snprintf(reason, reason_size, "it has no C_GetFunctionList");
+        dlclose(library);
+        return NULL;
+    }
+    rv = get(&list);
+    if (rv != CKR_OK || !list) {
+        snprintf(reason, reason_size, "C_GetFunctionList answered 0x%lx", rv);
+        return NULL;
+    }
+    if (list->version.major < 2) {
+        snprintf(reason, reason_size, "it speaks Cryptoki %d.%d, not 2.x", list->version.major, list->version.minor);
+        return NULL;
+    }
+    return list;
+}
+
+CK_RV p11_initialize(CK_FUNCTION_LIST *f)
+{
+    CK_C_INITIALIZE_ARGS args = {0};
+
+    args.flags = CKF_OS_LOCKING_OK;
+    return f->C_Initialize(&args);
+}

@@ -1,0 +1,16 @@
+/* Finding a PKCS#11 module and starting it the one way that is safe with threads. */
+#ifndef KMS_P11_LOAD_H
+#define KMS_P11_LOAD_H
+
+#include <stddef.h>
+
+#include "ck.h"
+
+/* dlopen and C_GetFunctionList; initialises nothing. On failure returns NULL and writes the reason. The module stays mapped for good:
+ * unmapping one whose threads or exit handlers may still run is undefined. */
+CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size);
+
+/* C_Initialize with CKF_OS_LOCKING_OK: with NULL, SoftHSM runs without mutexes (HSM.md section 3). */
+CK_RV p11_initialize(CK_FUNCTION_LIST *f);
+
+#endif

@@ -1,0 +1,228 @@
+"""The one place that loads and initialises a PKCS#11 module for this process.
+
+python-pkcs11 can only C_Initialize(NULL), which switches SoftHSM's mutexes off while it drops the GIL: threads then corrupt memory
+(STYLE A1). So python-pkcs11 loads the module, is finalised at once, and our core initialises it with CKF_OS_LOCKING_OK. Handles and
+sessions are process-wide, so python-pkcs11 and the core share the one initialisation from then on.
+
+A module has one configuration per process (SoftHSM reads SOFTHSM2_CONF in C_Initialize), so the same home may be opened several times,
+counted, another home only after the last close. Initialise after fork: what a child inherits is refused.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import pkcs11
+from pkcs11.exceptions import PKCS11Error
+from pkcs11.types import Slot, Token
+
+from kmscore.custody import _p11
+from kmscore.custody.tokenerrors import calling
+from kmscore.errors import KmsError, SetupError, TokenError
+
+_CONF = "SOFTHSM2_CONF"
+# How long a close waits for calls of other threads, which cannot be cancelled; a large RSA key takes some seconds.
+CLOSE_WAIT_SECONDS = 30.0
+EXIT_WAIT_SECONDS = 5.0
+
+
+class Control(Protocol):
+    """What we use of python-pkcs11's `lib`."""
+
+    initialized: bool
+
+    def finalize(self) -> None: ...
+    def get_slots(self, token_present: bool = False) -> list[Slot]: ...
+
+
+@dataclass(slots=True)
+class Library:
+    """An initialised module. Got from `acquire`, given back with `release`."""
+
+    path: str
+    conf: Path | None
+    """The SOFTHSM2_CONF it was initialised with; None for a module that we do not configure."""
+    core: _p11.Module
+    control: Control
+    pid: int
+    users: int = 1
+    calls: int = 0
+    """Threads inside `in_use` now; the core counts its own."""
+    tokens: dict[int, _p11.Token] = field(default_factory=dict)
+    """Logged-in tokens by slot, shared by everyone in this process."""
+    undead: set[bytes] = field(default_factory=set)
+    """Ids whose C_DestroyObject failed since C_Initialize: this process cannot see them any more, though they may exist (see hsm.py)."""
+
+    @contextlib.contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Round every use of python-pkcs11: C_Finalize waits until nobody is inside. Raises KmsError after the last `release`."""
+        with _guard:
+            if _open.get(self.path) is not self or self.pid != os.getpid():
+                raise KmsError("ServiceUnavailableTemporary", "the token is closed")
+            self.calls += 1
+        try:
+            yield
+        finally:
+            with _guard:
+                self.calls -= 1
+
+    def logged_in(self, slot: int, login: Callable[[_p11.Token], None]) -> _p11.Token:
+        """The token in `slot`, logged in by `login` when nobody in this process has done so yet."""
+        with _guard:
+            if slot not in self.tokens:
+                token = self.core.open(slot)
+                try:
+                    login(token)
+                except BaseException:
+                    token.close()
+                    raise
+                self.tokens[slot] = token
+            return self.tokens[slot]
+
+    def control_token(self, slot: int) -> Token:
+        """python-pkcs11's view of the token in `slot`, for the control plane. Raises TokenError."""
+        with calling("C_GetTokenInfo"):
+            for candidate in self.control.get_slots(token_present=True):
+                if candidate.slot_id == slot:
+                    return candidate.get_token()
+        raise TokenError(0x03, "C_GetSlotList", "CKR_SLOT_ID_INVALID")
+
+
+_guard = threading.RLock()
+_open: dict[str, Library] = {}
+_controls: dict[str, Control] = {}
+"""python-pkcs11's side of each module ever loaded, finalised; it stays loaded, since nothing is gained by dlclose."""
+
+
+def acquire(module: str | os.PathLike[str], conf: Path | None = None) -> Library:
+    """Load and initialise `module`, with SOFTHSM2_CONF=`conf` if given; counts up when this process has it already.
+
+    Raises SetupError when the module cannot be loaded or initialised, is a spy, is in use with another configuration, or was
+    inherited from a parent process.
+    """
+    path = os.path.realpath(module)
+    with _guard:
+        if (library := _open.get(path)) is not None:
+            _check_same(library, conf)
+            library.users += 1
+            return library
+        refuse_spy(path)
+        if not os.path.isfile(path):
+            raise SetupError(f"there is no PKCS#11 module at {module}; name another in KMS_PKCS11_MODULE, or 'none' for no token")
+        control = _load_control(path, configured=conf is not None)
+        try:
+            core = _p11.Module(path)
+            with _softhsm_conf(conf):
+                core.initialize()
+        except TokenError as error:
+            raise SetupError(f"the PKCS#11 module {path} does not start: {error.name}") from error
+        except OSError as error:
+            raise SetupError(f"the PKCS#11 module {path} cannot be loaded: {error}") from error
+        library = Library(path, conf, core, control, os.getpid())
+        _open[path] = library
+        return library
+
+
+def release(library: Library) -> None:
+    """Give a library back; the last one closes its sessions (which logs out) and finalises it. Harmless after fork and after exit."""
+    with _guard:
+        if library.pid != os.getpid() or _open.get(library.path) is not library:
+            return
+        library.users -= 1
+        if library.users:
+            return
+        _shut(library, CLOSE_WAIT_SECONDS)
+
+
+def refuse_spy(path: str) -> None:
+    """Raises SetupError for a logging proxy: pkcs11-spy writes the PIN and every plaintext to a file (RELIABILITY H4)."""
+    if "spy" in os.path.basename(path).lower():
+        raise SetupError(f"{path} looks like a PKCS#11 spy, which logs the PIN and all data; name the real module in KMS_PKCS11_MODULE")
+
+
+def _check_same(library: Library, conf: Path | None) -> None:
+    if library.pid != os.getpid():
+        raise SetupError("this process was forked from one that has the token open; open kmscore after the fork, in each process")
+    if library.conf != conf:
+        raise SetupError(
+            f"{library.path} is open in this process with {library.conf or 'no configuration of ours'}; a PKCS#11 module has one "
+            "configuration per process: close that kmscore first, or use another process"
+        )
+
+
+def _load_control(path: str, *, configured: bool) -> Control:
+    if (control := _controls.get(path)) is not None and not control.initialized:
+        return control
+    loaded: dict[str, Any] = pkcs11._loaded
+    if (foreign := loaded.get(path)) is not None and foreign.initialized:
+        raise SetupError(
+            f"python-pkcs11 is already using {path} in this process, without locking; kmscore must be opened first, and alone"
+        )
+    try:
+        # An empty token directory: the real one would be read a second time, object by object (HSM section 6: 70 us each).
+        with _empty_conf() if configured else contextlib.nullcontext() as conf, _softhsm_conf(conf):
+            control = pkcs11.lib(path)
+            control.finalize()
+    except PKCS11Error as error:
+        raise SetupError(
+            f"the PKCS#11 module {path} cannot be used: {error or type(error).__name__}. If something else in this process has "
+            "initialised it, open kmscore first"
+        ) from error
+    _controls[path] = control
+    return control
+
+
+@contextlib.contextmanager
+def _empty_conf() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="kmscore-") as directory:
+        Path(directory, "tokens").mkdir()
+        conf = Path(directory, "softhsm2.conf")
+        conf.write_text(f"directories.tokendir = {directory}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
+        yield conf
+
+
+@contextlib.contextmanager
+def _softhsm_conf(conf: Path | None) -> Iterator[None]:
+    """SOFTHSM2_CONF for the length of a C_Initialize, the only moment it is read; then as it was."""
+    if conf is None:
+        yield
+        return
+    before = os.environ.get(_CONF)
+    os.environ[_CONF] = str(conf)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[_CONF]
+        else:
+            os.environ[_CONF] = before
+
+
+def _shut(library: Library, wait_seconds: float) -> None:
+    """Finalise, which logs out and kills every session, key and handle. It is forgotten first: whatever fails, the next open starts afresh."""
+    del _open[library.path]
+    library.tokens.clear()
+    deadline = time.monotonic() + wait_seconds
+    while library.calls:
+        if time.monotonic() >= deadline:
+            raise KmsError("ServiceUnavailableTemporary", f"a call of {library.path} has not returned in {wait_seconds:g} seconds")
+        time.sleep(0.002)
+    library.core.finalize()
+
+
+@atexit.register
+def _shut_all() -> None:
+    """Nobody closed: finalise before the C library's own exit handlers pull OpenSSL away under SoftHSM (SoftHSM #635)."""
+    for library in list(_open.values()):
+        if library.pid == os.getpid():
+            with contextlib.suppress(Exception):
+                _shut(library, EXIT_WAIT_SECONDS)

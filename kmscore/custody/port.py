@@ -1,0 +1,109 @@
+"""The custody port: what the engine may ask of a place where key material lives. Knows no event, no store, no key state.
+
+Effects are asked for by material id, chosen at random before the call. `generate` returns only when the material is durable and
+verified by a fresh look; `destroy` only when a fresh look finds nothing. Both may be repeated after any interruption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from kmscore.domain.specs import KeySpec, ProtectionLevel, Suite
+
+Buffer = bytes | bytearray | memoryview
+
+
+@dataclass(frozen=True, slots=True)
+class MaterialRef:
+    """Names one attempt at key material: `material_id` is 16 random bytes (CKA_ID in a token)."""
+
+    material_id: bytes
+    spec: KeySpec
+    suite: Suite
+
+    def __post_init__(self) -> None:
+        if len(self.material_id) != 16:
+            raise ValueError("a material id is 16 bytes")
+
+
+@dataclass(frozen=True, slots=True)
+class Inventory:
+    """What a fresh look at the whole custody found."""
+
+    materials: frozenset[bytes]
+    """Material ids that this instance of kmscore may have made."""
+    foreign: tuple[str, ...]
+    """Objects without an id of ours, each described for a report."""
+
+
+class AeadKey(Protocol):
+    """The hot path of one key version; see custody/_p11.pyi, which the C core implements, for the exact rules."""
+
+    @property
+    def suite(self) -> int: ...
+    @property
+    def live(self) -> int: ...
+    def encrypt(self, header: bytes, aad: bytes, plaintext: Buffer | Secret) -> bytes: ...
+    def encrypt_batch(self, header: bytes, aad: bytes, plaintexts: Sequence[Buffer | Secret]) -> list[bytes | Exception]: ...
+    def decrypt(self, header_size: int, aad: bytes, blob: Buffer) -> bytes: ...
+    def decrypt_secret(self, header_size: int, aad: bytes, blob: Buffer) -> Secret: ...
+    def decrypt_batch(self, header_size: int, aad: bytes, blobs: Sequence[Buffer]) -> list[bytes | Exception]: ...
+    def retire(self) -> bool: ...
+
+
+class Secret(Protocol):
+    """Bytes that only the C core may see; see custody/_p11.pyi."""
+
+    @property
+    def size(self) -> int: ...
+    def reveal(self) -> bytes: ...
+    def close(self) -> None: ...
+
+
+class MaterialTable(Protocol):
+    """Where the software keeper puts wrapped material; the store implements it. Each call is one durable transaction."""
+
+    def put(self, material_id: bytes, wrapped: bytes) -> None: ...
+    def get(self, material_id: bytes) -> bytes | None: ...
+    def remove(self, material_id: bytes) -> None:
+        """Delete and leave no copy in the file or its write-ahead log. Absent is success."""
+        ...
+
+    def ids(self) -> Iterable[bytes]: ...
+
+
+class Keeper(Protocol):
+    """A custody at one protection level."""
+
+    level: ProtectionLevel
+
+    def suite_for(self, spec: KeySpec) -> Suite:
+        """The suite that this custody gives to keys of `spec`. Raises KmsError InvalidParameter (KeySpec) when it cannot hold them."""
+        ...
+
+    def generate(self, ref: MaterialRef) -> Mapping[str, str | int | bool]:
+        """Make the material; durable and self-tested on return. Answers what the custody states of it, for the outcome event.
+
+        Raises KmsError; something may have been left behind then: `destroy` it before another attempt under a new id.
+        """
+        ...
+
+    def destroy(self, material_id: bytes) -> None:
+        """Make the material be gone, durably, verified by a fresh look. Absent is success. Raises KmsError when that cannot be said."""
+        ...
+
+    def load(self, ref: MaterialRef) -> AeadKey:
+        """The material, ready for use. Raises KmsError Rejected.Unavailable when the custody does not have it."""
+        ...
+
+    def inventory(self) -> Inventory:
+        """A fresh look at everything."""
+        ...
+
+    def sweep(self) -> int:
+        """Clear away the nameless remains of killed calls, where this custody leaves such; answers how many. Never touches a named object."""
+        ...
+
+    def close(self) -> None: ...

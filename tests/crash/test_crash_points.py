@@ -1,0 +1,267 @@
+"""Every crash point of create, rotate and destroy, enumerated: before, inside and after each call of the custody and each commit, on the
+fake token (which leaves what SoftHSM leaves); then a crash at each step of the recovery as well. Real kills are in test_kills.py.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+
+from kmscore import FixedClock, KmsError
+from kmscore.bootstrap import open_kms
+from kmscore.custody.fake import Crash, FakeKeeper, FakeToken
+from kmscore.engine.kms import Kms
+from kmscore.store.keystore import KeyStore
+
+START = datetime(2030, 1, 1, tzinfo=UTC)
+CONTEXT = {"test": "crash"}
+
+
+class World:
+    """One home and one token that outlive the processes."""
+
+    def __init__(self) -> None:
+        self.home = Path(tempfile.mkdtemp(prefix="kms-crash-"))
+        self.token = FakeToken()
+        self.clock = FixedClock(START)
+        self.key = ""
+        self.blob = b""
+
+    @contextmanager
+    def process(self) -> Iterator[Kms]:
+        with open_kms(self.home, clock=self.clock, hsm=FakeKeeper(self.token)) as kms:
+            yield kms
+
+    def prepare(self, level: str) -> None:
+        with self.process() as kms:
+            self.key = kms.create_key(protection_level=level).key_id
+            kms.create_alias(self.key, alias_name="alias/crash")
+            self.blob = kms.encrypt(self.key, b"before", CONTEXT).ciphertext_blob
+
+    def schedule(self) -> None:
+        with self.process() as kms:
+            kms.schedule_key_deletion(self.key, pending_window_in_days=7)
+        self.clock.advance(timedelta(days=7))
+
+
+Scenario = Callable[[World, Kms], None]
+
+
+def create_hsm(world: World, kms: Kms) -> None:
+    kms.create_key(protection_level="HSM")
+
+
+def create_software(world: World, kms: Kms) -> None:
+    kms.create_key(protection_level="SOFTWARE")
+
+
+def rotate(world: World, kms: Kms) -> None:
+    kms.rotate_key(world.key)
+
+
+def destroy(world: World, kms: Kms) -> None:
+    kms.run_due()
+
+
+# name -> (what runs, the level of the key that is there before, whether it is due for destruction)
+SCENARIOS: dict[str, tuple[Scenario, str, bool]] = {
+    "create-hsm": (create_hsm, "HSM", False),
+    "create-software": (create_software, "SOFTWARE", False),
+    "rotate-hsm": (rotate, "HSM", False),
+    "rotate-software": (rotate, "SOFTWARE", False),
+    "destroy-hsm": (destroy, "HSM", True),
+    "destroy-software": (destroy, "SOFTWARE", True),
+}
+
+
+@pytest.fixture(autouse=True)
+def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeToken]]:
+    """Each append passes a crash point before its commit and one after it."""
+    current: list[FakeToken] = []
+    append = KeyStore.append
+
+    def stepping(store: KeyStore, *aggregates: object) -> None:
+        if current:
+            current[0].faults.pass_by("commit.before")
+        append(store, *aggregates)  # type: ignore[arg-type]
+        if current:
+            current[0].faults.pass_by("commit.after")
+
+    monkeypatch.setattr(KeyStore, "append", stepping)
+    yield current
+
+
+def build(name: str) -> World:
+    _, level, due = SCENARIOS[name]
+    world = World()
+    world.prepare(level)
+    if due:
+        world.schedule()
+    return world
+
+
+def run(name: str, world: World, current: list[FakeToken], crash_at: int | None) -> bool:
+    """Run the scenario in a process that dies at a step; answers whether it died."""
+    try:
+        with world.process() as kms:
+            current[:] = [world.token]
+            world.token.faults.clear()
+            if crash_at is not None:
+                world.token.faults.crash_at_step(crash_at)
+            SCENARIOS[name][0](world, kms)
+    except Crash:
+        return True
+    finally:
+        current.clear()
+    return False
+
+
+def recover(world: World, current: list[FakeToken], crash_at: int | None) -> bool:
+    try:
+        world.token.faults.clear()
+        current[:] = [world.token]
+        if crash_at is not None:
+            world.token.faults.crash_at_step(crash_at)
+        with world.process() as kms:
+            kms.run_due()
+            kms.reconcile()
+    except Crash:
+        return True
+    finally:
+        current.clear()
+        passed = list(world.token.faults.passed)
+        world.token.faults.clear()
+        world.token.faults.passed.extend(passed)
+    return False
+
+
+def check(name: str, world: World) -> None:
+    """The invariants I1, I2, I6 of the reliability page, by behaviour and by what the custodies hold."""
+    world.token.faults.clear()
+    with world.process() as kms:
+        again = kms.reconcile()
+        assert again == type(again)(), again  # nothing left to do, nothing unexplained
+        keys = [item.key_id for item in kms.list_keys(page_size=100).items]
+        for key in keys:
+            told = kms.describe_key(key)
+            assert told.key_state == "Enabled"
+            assert kms.decrypt(kms.encrypt(key, b"x").ciphertext_blob).plaintext == b"x"
+        if SCENARIOS[name][2]:
+            assert keys == []
+            assert kms.list_aliases().total_count == 0
+            for call in (lambda: kms.describe_key(world.key), lambda: kms.decrypt(world.blob, CONTEXT)):
+                with pytest.raises(KmsError, match="KeyNotFound"):
+                    call()
+        else:
+            assert kms.decrypt(world.blob, CONTEXT).plaintext == b"before"
+            assert kms.rotate_key(world.key)  # nothing stands in the way of the next one
+        states = kms._s.queries.material_states()
+        live = {material for material, (_, level, state) in states.items() if state == "active" and level == "HSM"}
+        assert set(world.token.objects) == live
+        assert world.token.fragments == 0
+    shutil.rmtree(world.home)
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_a_crash_at_each_step(name: str, commits_are_steps: list[FakeToken]) -> None:
+    world = build(name)
+    assert not run(name, world, commits_are_steps, None)
+    steps = len(world.token.faults.passed)
+    assert steps >= 4
+    check(name, world)
+    for step in range(steps):
+        world = build(name)
+        assert run(name, world, commits_are_steps, step)
+        assert not recover(world, commits_are_steps, None)
+        check(name, world)
+
+
+@pytest.mark.parametrize("name", ["create-hsm", "rotate-hsm", "destroy-hsm"])
+def test_a_crash_at_each_step_of_the_recovery(name: str, commits_are_steps: list[FakeToken]) -> None:
+    world = build(name)
+    run(name, world, commits_are_steps, None)
+    steps = len(world.token.faults.passed)
+    shutil.rmtree(world.home)
+    for step in range(steps):
+        again = 0
+        while True:
+            world = build(name)
+            assert run(name, world, commits_are_steps, step)
+            if not recover(world, commits_are_steps, again):
+                check(name, world)
+                break  # the recovery has fewer steps than that
+            assert not recover(world, commits_are_steps, None)
+            check(name, world)
+            again += 1
+
+
+def test_a_failure_is_cleared_away_at_once_and_answered(commits_are_steps: list[FakeToken]) -> None:
+    world = build("rotate-hsm")
+    with world.process() as kms:
+        before = set(world.token.objects)
+        for point in ("generate.before", "generate.half", "generate.after"):
+            world.token.faults.at(point, KmsError("ServiceUnavailableTemporary", "the token stumbled"))
+            with pytest.raises(KmsError, match="stumbled"):
+                kms.rotate_key(world.key)
+            assert set(world.token.objects) == before
+            assert kms._s.queries.open_intents() == []
+        assert kms.rotate_key(world.key)
+    check("rotate-hsm", world)
+
+
+def test_an_intent_whose_cleaning_fails_is_settled_by_the_next_command(commits_are_steps: list[FakeToken]) -> None:
+    world = build("rotate-hsm")
+    with world.process() as kms:
+        world.token.faults.at("generate.half", KmsError("ServiceUnavailableTemporary", "gone"))
+        world.token.faults.at("destroy.before", KmsError("ServiceUnavailableTemporary", "gone"))
+        with pytest.raises(KmsError, match="gone"):
+            kms.rotate_key(world.key)
+        assert len(kms._s.queries.open_intents()) == 1
+        assert kms.rotate_key(world.key)
+        assert kms._s.queries.open_intents() == []
+    check("rotate-hsm", world)
+
+
+def test_an_object_that_no_event_explains_is_reported_and_left_alone(commits_are_steps: list[FakeToken]) -> None:
+    world = build("create-hsm")
+    stranger = bytes(range(16))
+    from kmscore.custody.fake import FakeObject
+
+    world.token.objects[stranger] = FakeObject(f"kmscore/test/{stranger.hex()}", b"k" * 32)
+    with world.process() as kms:
+        assert kms.reconcile().quarantined == (f"HSM {stranger.hex()}",)
+    assert stranger in world.token.objects
+
+
+def test_a_destroyed_object_that_is_back_is_destroyed_again(commits_are_steps: list[FakeToken]) -> None:
+    """An older copy of the token was restored."""
+    world = build("destroy-hsm")
+    kept = dict(world.token.objects)
+    with world.process() as kms:
+        assert kms.run_due().destroyed == (world.key,)
+        gone = set(kept) - set(world.token.objects)
+        assert len(gone) == 1
+        world.token.objects.update(kept)
+        assert set(kms.reconcile().removed) == {material.hex() for material in gone}
+    check("destroy-hsm", world)
+
+
+def test_destruction_waits_for_a_call_in_flight(commits_are_steps: list[FakeToken]) -> None:
+    world = build("rotate-hsm")
+    with world.process() as kms:
+        kms.encrypt(world.key, b"x")
+        material = next(m for m, (key, _, _) in kms._s.queries.material_states().items() if key == world.key)
+        kms.schedule_key_deletion(world.key, pending_window_in_days=7)
+        world.token.busy.add(material)
+        world.clock.advance(timedelta(days=7))
+    # A new process does not hold the key: nothing stands in the way once the old one is gone.
+    world.token.busy.clear()
+    with world.process() as kms:
+        assert kms.run_due().destroyed == (world.key,)
+    check("destroy-hsm", world)
