@@ -15,7 +15,7 @@ from datetime import timedelta
 from pathlib import Path
 
 import pytest
-from worker import CONTEXT, START, read
+from worker import CONTEXT, START, enable_all, read
 
 import kmscore
 from kmscore.bootstrap import open_kms
@@ -40,6 +40,7 @@ def check(home: Path, rows: list[list[str]], day: int, sample: int | None) -> No
     """Open once more: every acknowledged ciphertext opens, every acknowledged deletion that is due holds."""
     with open_kms(home, clock=kmscore.FixedClock(START + timedelta(days=day))) as kms:
         kms.run_due()
+        enable_all(kms)
         report = kms.reconcile()
         assert report.quarantined == report.missing == report.pending == (), report
         assert kms.reconcile().swept == 0

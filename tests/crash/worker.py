@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime, timedelta
 
 import kmscore
+from kmscore.engine.kms import Kms
 
 START = datetime(2030, 1, 1, tzinfo=UTC)
 CONTEXT = {"test": "kills"}
@@ -19,6 +20,13 @@ CONTEXT = {"test": "kills"}
 
 def read(log: str) -> list[list[str]]:
     return [json.loads(line) for line in open(log)] if os.path.exists(log) else []
+
+
+def enable_all(kms: Kms) -> None:
+    """A worker may have been killed between a disable and the enable that follows it."""
+    while page := kms.list_keys(filters={"KeyState": ["Disabled"]}, page_size=100).items:
+        for item in page:
+            kms.enable_key(item.key_id)
 
 
 def main(home: str, log: str, seed: int, day: int) -> None:
@@ -35,6 +43,7 @@ def main(home: str, log: str, seed: int, day: int) -> None:
     with kmscore.open_kms(home, clock=kmscore.FixedClock(START + timedelta(days=day))) as kms:
         note("open", str(day))
         kms.run_due()
+        enable_all(kms)
         while True:
             step = chance.random()
             if step < 0.2 or len(keys) < 2:
