@@ -72,11 +72,10 @@ cdef Derived _derive(TokenKey key, const unsigned char *prefix, CK_RV *rv, bint 
     cdef Nursery *nursery
     cdef hot_lane lane
     cdef unsigned char blocks[32]
-    cdef CK_SESSION_HANDLE spare
     cdef CK_OBJECT_HANDLE handle = CK_INVALID_HANDLE
     cdef CK_OBJECT_HANDLE master = key.master
     cdef bint private_hot_keys = token.private_hot_keys
-    if key.retired or not token.enter(&lane):
+    if key.retired or not token.enter(&lane, True):
         rv[0] = KMS_RV_RETIRED if key.retired else KMS_RV_CLOSED
         return None
     derived = Derived.__new__(Derived)
@@ -86,14 +85,14 @@ cdef Derived _derive(TokenKey key, const unsigned char *prefix, CK_RV *rv, bint 
         rv[0] = KMS_RV_MEMORY
         return None
     xaes_blocks(key.k1, prefix, blocks)
-    lane.session, spare = nursery.session, lane.session
+    lane.session = nursery.session
     # Counted before it exists: `retire` must not answer that nothing is left while a derivation is on its way.
     key.live += 1
     token.live_derived += 1
     with nogil:
         rv[0] = hot_derive(&lane, master, blocks, private_hot_keys, &handle)
     token.derivations += 1
-    nursery.session, lane.session = lane.session, spare
+    nursery.session, lane.session = lane.session, CK_INVALID_HANDLE
     nursery.busy = False
     token.give(&lane)
     if rv[0] != CKR_OK:

@@ -1,7 +1,7 @@
 /* Memory for secrets, and the pool that nonces come from. Every function here needs the GIL: nothing in it is locked.
  *
- * A slot is a piece of an arena: mapped pages with a guard page on both sides, locked in memory as far as RLIMIT_MEMLOCK allows, left out of
- * core dumps, zero in a forked child. Slots of one size share an arena, so thousands of small secrets fit under a lock limit of 8 MiB.
+ * A slot is a piece of an arena: mapped pages with a guard page on both sides, locked in memory as far as RLIMIT_MEMLOCK allows, left out
+ * of core dumps, zero in a forked child. Slots of one size share an arena, so thousands of small secrets fit under a limit of 8 MiB.
  */
 #ifndef KMS_SECRET_H
 #define KMS_SECRET_H

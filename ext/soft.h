@@ -1,4 +1,4 @@
-/* AES-GCM and the XAES key derivation in this process, on OpenSSL's EVP. A context is used by one thread at a time; its owner sees to that. */
+/* AES-GCM and the XAES key derivation in this process, on OpenSSL's EVP. A context serves one thread at a time; its owner sees to that. */
 #ifndef KMS_SOFT_H
 #define KMS_SOFT_H
 

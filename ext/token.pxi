@@ -65,11 +65,11 @@ cdef class Token:
 
     # A lane is taken and given back with the GIL held; in between, `calls` keeps close() and finalize() waiting.
 
-    cdef inline bint enter(self, hot_lane *lane) noexcept:
+    cdef inline bint enter(self, hot_lane *lane, bint fresh) noexcept:
         """As `take`, for work that a closed Token refuses; False then. A call may have let others run since it checked."""
         if self.closed or not self.reachable():
             return False
-        self.take(lane, False)
+        self.take(lane, fresh)
         return True
 
     cdef inline void take(self, hot_lane *lane, bint fresh) noexcept:
@@ -190,7 +190,7 @@ cdef class Token:
             self.give(&lane)
 
     def find(self, bytes object_id not None, CK_ULONG object_class=4):
-        """Handles of the token objects with this CKA_ID and CKA_CLASS (CKO_SECRET_KEY = 4), looked up on a new session. Raises TokenError."""
+        """Handles of the token objects with this CKA_ID and CKA_CLASS (CKO_SECRET_KEY = 4), from a new session. Raises TokenError."""
         cdef CK_BBOOL on_token = CK_TRUE
         cdef CK_ATTRIBUTE wanted[3]
         cdef hot_lane lane
@@ -243,8 +243,8 @@ cdef class Token:
     def xaes_key(self, CK_OBJECT_HANDLE handle, unsigned long long epoch_messages=1 << 24):
         """Suite 1 on a resident 256-bit AES key that may only derive (docs/FORMAT.md).
 
-        A derived key encrypts `epoch_messages` messages (1 to 2^32, SP 800-38D section 8.3), then another one takes over. Raises ValueError,
-        TokenError.
+        A derived key encrypts `epoch_messages` messages (1 to 2^32, SP 800-38D section 8.3), then another one takes over.
+        Raises ValueError, TokenError.
         """
         if not 1 <= epoch_messages <= 1 << 32:
             raise ValueError("epoch_messages must be 1 to 2**32")

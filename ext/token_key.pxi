@@ -87,7 +87,7 @@ cdef class TokenKey(AeadKey):
         cdef hot_lane lane
         cdef Py_ssize_t nonce_size = self.nonce_size
         cdef size_t bad
-        if not self.token.enter(&lane):
+        if not self.token.enter(&lane, False):
             _fail(items, n, KMS_RV_CLOSED, STEP_NONE)
             return n
         with nogil:

@@ -23,6 +23,7 @@ from kmscore.errors import KmsError, SetupError
 
 if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
+    from kmscore.results import Finding
 
 __version__ = "0.1.0"
 
@@ -37,6 +38,7 @@ __all__ = [
     "ProtectionLevel",
     "SetupError",
     "SystemClock",
+    "doctor",
     "open_kms",
     "protect_process",
 ]
@@ -51,6 +53,13 @@ def open_kms(home: str | os.PathLike[str] | None = None, *, clock: Clock | None 
     from kmscore import bootstrap  # so that `import kmscore` needs no token library
 
     return bootstrap.open_kms(home, clock=clock, **settings)
+
+
+def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[Finding]:
+    """Examine a home, also one that does not open: what is as it must be, what is not, and what to do about it."""
+    from kmscore import bootstrap
+
+    return bootstrap.doctor(home, **settings)
 
 
 def protect_process() -> dict[str, bool]:

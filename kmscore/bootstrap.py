@@ -22,6 +22,7 @@ from kmscore.custody._p11 import Secret
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import home_lock
 from kmscore.custody.port import AeadKey, Keeper, MaterialRef
+from kmscore.custody.probe import probe
 from kmscore.custody.software import FILE_ROOT_VERSION, SoftwareKeeper, load_or_create_root_file
 from kmscore.custody.token import open_hsm
 from kmscore.domain.key import NewKey
@@ -40,11 +41,12 @@ from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
 from kmscore.ids import RandomIds
 from kmscore.process import this_process
+from kmscore.results import Finding
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
-from kmscore.store.sqlite import open_database
+from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_database, sqlite_version
 
 log = logging.getLogger("kmscore")
 
@@ -78,6 +80,33 @@ def open_kms(
             stack.callback(ticker.stop)
         return Kms(services, stack.pop_all().close)
     raise AssertionError
+
+
+def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[Finding]:
+    """Examine a home: files, process, token, store, interrupted work. Also one that does not open; then the reason is a finding.
+
+    Opening it does what every start does. Raises SetupError for settings that cannot be read.
+    """
+    chosen = load_settings(home, **settings)
+    try:
+        with open_kms(home, **settings) as kms:
+            return kms.doctor()
+    except KmsError as error:
+        return [*probe(chosen, None), Finding("fail", f"this home does not open: {error.message}")]
+
+
+def _examine(settings: Settings, hsm: Keeper | None, datastore: DurableDatastore, queries: Queries) -> list[Finding]:
+    findings = probe(settings, hsm if isinstance(hsm, HsmKeeper) else None)
+    found = durability(datastore)
+    said = ", ".join(f"{name} {value}" for name, value in found.items())
+    if found == DURABLE:
+        findings.append(Finding("ok", f"SQLite {sqlite_version()}: {said}"))
+    else:
+        findings.append(Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them"))
+    intents = queries.open_intents()
+    if intents:
+        findings.append(Finding("warn", f"{len(intents)} changes were interrupted or are under way", "kms reconcile settles them"))
+    return findings
 
 
 def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitStack) -> tuple[Services, Watcher]:
@@ -120,6 +149,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         due=DueWork(queries, lifecycle, clock),
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
         tagging=Tagging(lifecycle, queries, clock, place),
+        examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
     )
     _credentials(settings)
     return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Generic, TypeVar
+from typing import Generic, Literal, TypeVar
 
 from kmscore.domain.specs import ContentKind
 
@@ -130,3 +130,12 @@ class ReconcileReport:
     quarantined: tuple[str, ...] = ()  # objects that no event explains: left alone, reported
     missing: tuple[str, ...] = ()  # live material ids that their custody no longer has
     pending: tuple[str, ...] = ()  # open intents that could not be settled now
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a doctor's report: `what` was found, and `do` says what to do about it (empty when nothing)."""
+
+    level: Literal["ok", "warn", "fail"]
+    what: str
+    do: str = ""

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from kmscore.errors import KmsError
+from kmscore.errors import KmsError, TokenError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -15,25 +15,32 @@ class Secret:
     @staticmethod
     def random(size: int) -> Secret: ...  # size 1..8192 bytes, from getrandom
     @staticmethod
-    def from_file(path: str) -> Secret: ...  # whole content, trailing newline dropped, 1..4096 bytes; read straight into the locked pages
+    def from_file(path: str) -> Secret: ...  # whole content, one trailing newline dropped, 1..4096 bytes; read straight into the locked pages
     @staticmethod
-    def copy_of(data: Buffer) -> Secret: ...  # for import and tests
+    def copy_of(data: Buffer) -> Secret: ...  # 1..8192 bytes; for import and tests
     def reveal(self) -> bytes: ...  # the guarded way out (data-key plaintext); grep for it in review
-    def close(self) -> None: ...
+    def close(self) -> None: ...  # idempotent; waits for nobody: a call that is using it finishes first, then it is wiped
     @property
     def size(self) -> int: ...
+    @property
+    def locked(self) -> bool: ...  # False where mlock was refused (RLIMIT_MEMLOCK)
 
 class AeadKey:
     """One key version, ready to encrypt: the hot path. Thread-safe. Made by Token.xaes_key / Token.gcm_key / soft_key, never directly.
 
     A blob is `header || nonce || ciphertext || tag(16)` (docs/FORMAT.md); nonce is 24 bytes for suite 1, 12 for suite 2. `aad` is complete:
-    the caller has put the header in front of the context already. A plaintext may be a Secret.
+    the caller has put the header in front of the context already. A plaintext may be a Secret; it has at most 8,192 bytes.
+
+    Raises KmsError: InvalidParameter (CiphertextBlob) for every blob that does not decrypt, InvalidParameter (Plaintext) for one that is
+    too long, Rejected.Unavailable once retired or gone from the token, ServiceUnavailableTemporary once the Token is closed; TokenError
+    where the token fails; SetupError in a forked child. In a batch, these stand in the place of the item they belong to.
     """
 
-    suite: int
-    live: int
-    """Derived session keys of this key that exist in the token now (0 for suite 2 and for software keys)."""
-
+    @property
+    def suite(self) -> int: ...
+    @property
+    def live(self) -> int:
+        """Derived session keys of this key that exist in the token now (0 for suite 2 and for software keys)."""
     def encrypt(self, header: bytes, aad: bytes, plaintext: Buffer | Secret) -> bytes: ...
     def encrypt_batch(self, header: bytes, aad: bytes, plaintexts: Sequence[Buffer | Secret]) -> list[bytes | KmsError]: ...
     def decrypt(self, header_size: int, aad: bytes, blob: Buffer) -> bytes: ...
@@ -47,48 +54,73 @@ class AeadKey:
     def derive_subkey_for_test(self, nonce: bytes) -> int: ...  # handle of Kx for a 24-byte nonce (vectors, benchmarks)
 
 def soft_key(secret: Secret, suite: int) -> AeadKey:
-    """An AeadKey in this process's memory on OpenSSL's EVP. Suite 1 needs 32 bytes, suite 2 16, 24 or 32. Takes the Secret over."""
+    """An AeadKey in this process's memory on OpenSSL's EVP. Suite 1 needs 32 bytes, suite 2 16, 24 or 32.
+
+    Takes the bytes over: `secret` is closed afterwards. Raises ValueError.
+    """
 
 class Token:
-    """A logged-in token: a pool of sessions and what our hot path does with it."""
+    """A logged-in token: a pool of sessions and what our hot path does with it. Made by Module.open."""
 
-    slot: int
+    @property
+    def slot(self) -> int: ...
     def login(self, pin: Secret) -> None: ...  # opens the session that keeps the login alive; CKR_USER_ALREADY_LOGGED_IN is success
-    def close(self) -> None: ...  # closes all sessions (which logs out); every AeadKey of this token is dead afterwards
+    def close(self) -> None:
+        """Close all sessions of this Token, which logs out unless others hold sessions of the slot; every AeadKey of it is dead afterwards.
+
+        Waits up to 30 s for calls in flight; raises ServiceUnavailableTemporary when they last longer (close it again then).
+        """
     def object_ids(self) -> list[tuple[int, bytes, str, int]]:
-        """Every object of the token that this login sees, from a new session: (handle, CKA_ID, CKA_LABEL, CKA_CLASS)."""
+        """Every token object that this login sees, from a new session: (handle, CKA_ID, CKA_LABEL, CKA_CLASS).
+
+        What a fragment does not tell is b"", "" and -1.
+        """
     def find(self, object_id: bytes, object_class: int = 4) -> list[int]:
-        """Handles of the objects with this CKA_ID and class (CKO_SECRET_KEY = 4), from a new session."""
+        """Handles of the token objects with this CKA_ID and class (CKO_SECRET_KEY = 4), from a new session."""
     def destroy(self, handle: int) -> None: ...
     def xaes_key(self, handle: int, epoch_messages: int = 1 << 24) -> AeadKey:
         """Suite 1 on a resident 256-bit derive-only AES key."""
     def gcm_key(self, handle: int) -> AeadKey:
         """Suite 2 on a resident AES key with ENCRYPT and DECRYPT."""
-    def random(self, size: int) -> bytes: ...  # C_GenerateRandom
+    def random(self, size: int) -> bytes: ...  # C_GenerateRandom, 1..65536 bytes
     derived_limit: int
-    """How many derived session keys of this token may live at once over all keys (LRU); default 4096."""
-    derivations: int
-    """Derivations since open: SoftHSM leaks 240 bytes for each."""
-    live_sessions: int
+    """How many derived session keys of this token may be kept at once over all keys (LRU); default 4096. Calls in flight may hold more."""
+    @property
+    def derivations(self) -> int:
+        """Derivations since open: SoftHSM leaks 240 bytes for each."""
+    @property
+    def live_derived(self) -> int: ...  # derived session keys over all keys, those of calls in flight included
+    @property
+    def live_sessions(self) -> int: ...
+    @property
+    def private_hot_keys(self) -> bool: ...
 
 class Module:
     """A PKCS#11 module, loaded by dlopen; one per path and process."""
 
-    def __init__(self, path: str) -> None: ...
+    def __init__(self, path: str) -> None: ...  # SetupError when it is no PKCS#11 module
+    @property
+    def path(self) -> str: ...
     def initialize(self) -> None: ...  # C_Initialize with CKF_OS_LOCKING_OK; CKR_CRYPTOKI_ALREADY_INITIALIZED is an error
-    def finalize(self) -> None: ...
+    def finalize(self) -> None: ...  # whoever initialised; not initialised is success. Waits up to 30 s for calls in flight
     def slots(self, token_present: bool = True) -> list[int]: ...
     def token_info(self, slot: int) -> dict[str, str | int]: ...  # label, manufacturer, model, serial (stripped), flags, firmware, hardware
     def info(self) -> dict[str, str]: ...  # manufacturer, description, library_version, cryptoki_version
     def mechanisms(self, slot: int) -> dict[int, tuple[int, int, int]]: ...  # mechanism -> (min key size, max key size, flags)
     def init_token(self, slot: int, so_pin: Secret, label: str) -> None: ...  # C_InitToken
     def init_user_pin(self, slot: int, so_pin: Secret, pin: Secret) -> None: ...  # SO login, C_InitPIN, logout
-    def open(self, slot: int) -> Token: ...
+    def open(self, slot: int, *, private_hot_keys: bool = False) -> Token: ...  # private: CKA_PRIVATE derived keys, 1.8 times slower
     @property
     def function_list(self) -> int: ...  # address of CK_FUNCTION_LIST, for the C loop of the benchmarks
+
+def token_error(rv: int, function: str) -> TokenError:
+    """The TokenError for a CK_RV that the PKCS#11 function named ("C_Xxx") answered: name and code as the core decides them."""
+
+def live_secrets() -> int:
+    """How many Secrets of this process hold bytes now: for tests that look for leaks."""
 
 def syncfs(path: str) -> None:
     """Flush the file system that holds `path` (syncfs(2)): the durability barrier after a token wrote its files. Raises OSError."""
 
 def protect_process() -> dict[str, bool]:
-    """RLIMIT_CORE = 0 and PR_SET_DUMPABLE = 0 for this process; says which took effect."""
+    """RLIMIT_CORE = 0 and PR_SET_DUMPABLE = 0 for this process; says which took effect (`no_core_file`, `not_dumpable`)."""

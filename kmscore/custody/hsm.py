@@ -263,9 +263,7 @@ class HsmKeeper:
         """From the index, filled by one enumeration, since a find costs 27 us for each object of the token (HSM section 6)."""
         if not fresh:
             with self._lock:
-                if self._handles is None:
-                    self._handles = self._index()
-                if (handle := self._handles.get(material_id)) is not None:
+                if (handle := self._index_now().get(material_id)) is not None:
                     return handle
         found = patiently(lambda: self.token.find(material_id, _CKO_SECRET_KEY))
         if len(found) != 1:
@@ -274,6 +272,11 @@ class HsmKeeper:
             if self._handles is not None:
                 self._handles[material_id] = found[0]
         return found[0]
+
+    def _index_now(self) -> dict[bytes, int]:
+        if self._handles is None:
+            self._handles = self._index()
+        return self._handles
 
     def _index(self) -> dict[bytes, int]:
         index: dict[bytes, int] = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import resource
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -23,6 +22,7 @@ from kmscore.custody.softhsm import TokenHome
 from kmscore.custody.templates import mechanism_name
 from kmscore.domain.specs import KeySpec
 from kmscore.errors import KmsError
+from kmscore.results import Finding
 
 # Enough for the Secrets of a few thousand software keys; the usual limit is 8 MiB. Bytes.
 _ENOUGH_LOCKED = 1 << 20
@@ -35,15 +35,6 @@ _WANTED: dict[Mechanism, str] = {
     Mechanism.AES_ECB_ENCRYPT_DATA: "suite 1 (nonces that cannot run out) for 256-bit keys; they get suite 2 with its counted uses",
 }
 _ESSENTIAL = frozenset({Mechanism.AES_KEY_GEN, Mechanism.AES_GCM})
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of a report: `what` was found, and `do` says what to do about it (empty when nothing)."""
-
-    level: Literal["ok", "warn", "fail"]
-    what: str
-    do: str = ""
 
 
 def probe(settings: Settings, keeper: HsmKeeper | None) -> list[Finding]:
@@ -139,6 +130,7 @@ def probe_token(keeper: HsmKeeper) -> Iterator[Finding]:
     yield Finding("ok", f"token {facts['label']!r}, serial {facts['serial']}, {facts['model']} by {facts['manufacturer']}")
     if "softhsm" in facts["model"].lower():
         yield Finding("ok", "it is a software token: what it says of a key is as trustworthy as the modes of its files")
+    yield Finding("ok", f"its mechanisms: {', '.join(sorted(mechanism_name(number) for number in keeper.mechanisms))}")
     for mechanism, purpose in _WANTED.items():
         if mechanism in keeper.mechanisms:
             continue

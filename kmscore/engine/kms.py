@@ -24,6 +24,7 @@ from kmscore.results import (
     Decrypted,
     DueReport,
     Encrypted,
+    Finding,
     KeyItem,
     KeyMetadata,
     KeyVersion,
@@ -314,6 +315,10 @@ class Kms:
     def reconcile(self) -> ReconcileReport:
         """Finish or give up interrupted work, and compare every object of every custody with the events."""
         return self._s.reconciler.reconcile()
+
+    def doctor(self) -> list[Finding]:
+        """What is as it must be, what is not, and what to do about it."""
+        return self._s.examine()
 
     def history(self, key_id: str) -> list[dict[str, Any]]:
         """Every event of a key, oldest first, also of one that is destroyed: `event`, `time`, `actor` and its own fields."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from kmscore.clock import Clock
@@ -13,6 +14,7 @@ from kmscore.engine.keyring import KeyRing
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
 from kmscore.engine.tagging import Tagging
+from kmscore.results import Finding
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
 
@@ -30,3 +32,4 @@ class Services:
     due: DueWork
     reconciler: Reconciler
     tagging: Tagging
+    examine: Callable[[], list[Finding]]

@@ -153,6 +153,10 @@ def durability(datastore: DurableDatastore) -> dict[str, str | int]:
     return values
 
 
+def sqlite_version() -> str:
+    return sqlite3.sqlite_version
+
+
 def _sync_directory(path: Path) -> None:
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:

@@ -1,0 +1,136 @@
+/* A PKCS#11 module for tests: SoftHSM (or whatever SHIM_MODULE names) with faults. Each function that it overrides first looks at its plan:
+ * answer `rv` for the next `times` calls, after letting `skip` calls through; or wait until it is told to go on. */
+#define _GNU_SOURCE
+#include <dlfcn.h>
+#include <pthread.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "ck.h"
+
+enum { OPEN_SESSION, ENCRYPT_INIT, ENCRYPT, DECRYPT_INIT, DECRYPT, DERIVE_KEY, DESTROY_OBJECT, CLOSE_SESSION, FUNCTIONS };
+
+static CK_FUNCTION_LIST *real, list;
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
+static struct {
+    CK_RV rv;
+    int skip, times, after; /* after: do the call all the same, then answer rv */
+    int gate, waiting;      /* gate: calls wait here */
+    long calls;
+} plans[FUNCTIONS];
+
+__attribute__((visibility("default"))) void shim_fail(int function, CK_RV rv, int skip, int times, int after)
+{
+    pthread_mutex_lock(&lock);
+    plans[function].rv = rv;
+    plans[function].skip = skip;
+    plans[function].times = times;
+    plans[function].after = after;
+    pthread_mutex_unlock(&lock);
+}
+
+__attribute__((visibility("default"))) void shim_gate(int function, int closed)
+{
+    pthread_mutex_lock(&lock);
+    plans[function].gate = closed;
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+/* Waits until n calls stand at the gate of the function. */
+__attribute__((visibility("default"))) void shim_await(int function, int n)
+{
+    pthread_mutex_lock(&lock);
+    while (plans[function].waiting < n)
+        pthread_cond_wait(&changed, &lock);
+    pthread_mutex_unlock(&lock);
+}
+
+__attribute__((visibility("default"))) long shim_calls(int function)
+{
+    long n;
+
+    pthread_mutex_lock(&lock);
+    n = plans[function].calls;
+    pthread_mutex_unlock(&lock);
+    return n;
+}
+
+__attribute__((visibility("default"))) void shim_reset(void)
+{
+    pthread_mutex_lock(&lock);
+    memset(plans, 0, sizeof plans);
+    pthread_cond_broadcast(&changed);
+    pthread_mutex_unlock(&lock);
+}
+
+static CK_RV planned(int function, int *after)
+{
+    CK_RV rv = CKR_OK;
+
+    pthread_mutex_lock(&lock);
+    plans[function].calls++;
+    plans[function].waiting++;
+    pthread_cond_broadcast(&changed);
+    while (plans[function].gate)
+        pthread_cond_wait(&changed, &lock);
+    plans[function].waiting--;
+    *after = plans[function].after;
+    if (plans[function].skip > 0)
+        plans[function].skip--;
+    else if (plans[function].times > 0) {
+        plans[function].times--;
+        rv = plans[function].rv;
+    }
+    pthread_mutex_unlock(&lock);
+    return rv;
+}
+
+#define OVERRIDE(name, which, parameters, arguments) \
+    static CK_RV name parameters \
+    { \
+        int after; \
+        CK_RV rv = planned(which, &after), done; \
+        if (rv != CKR_OK && !after) \
+            return rv; \
+        done = real->name arguments; \
+        return rv != CKR_OK ? rv : done; \
+    }
+
+OVERRIDE(C_OpenSession, OPEN_SESSION, (CK_SLOT_ID s, CK_FLAGS f, void *a, void *n, CK_SESSION_HANDLE *h), (s, f, a, n, h))
+OVERRIDE(C_CloseSession, CLOSE_SESSION, (CK_SESSION_HANDLE h), (h))
+OVERRIDE(C_EncryptInit, ENCRYPT_INIT, (CK_SESSION_HANDLE h, CK_MECHANISM *m, CK_OBJECT_HANDLE k), (h, m, k))
+OVERRIDE(C_Encrypt, ENCRYPT, (CK_SESSION_HANDLE h, CK_BYTE *d, CK_ULONG n, CK_BYTE *o, CK_ULONG *l), (h, d, n, o, l))
+OVERRIDE(C_DecryptInit, DECRYPT_INIT, (CK_SESSION_HANDLE h, CK_MECHANISM *m, CK_OBJECT_HANDLE k), (h, m, k))
+OVERRIDE(C_Decrypt, DECRYPT, (CK_SESSION_HANDLE h, CK_BYTE *d, CK_ULONG n, CK_BYTE *o, CK_ULONG *l), (h, d, n, o, l))
+OVERRIDE(C_DeriveKey, DERIVE_KEY,
+         (CK_SESSION_HANDLE h, CK_MECHANISM *m, CK_OBJECT_HANDLE k, CK_ATTRIBUTE *t, CK_ULONG n, CK_OBJECT_HANDLE *o), (h, m, k, t, n, o))
+OVERRIDE(C_DestroyObject, DESTROY_OBJECT, (CK_SESSION_HANDLE h, CK_OBJECT_HANDLE o), (h, o))
+
+__attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST **answer)
+{
+    CK_RV (*get)(CK_FUNCTION_LIST **);
+    const char *path = getenv("SHIM_MODULE");
+    void *module;
+
+    if (!real) {
+        module = dlopen(path ? path : "", RTLD_NOW | RTLD_LOCAL);
+        if (!module)
+            return CKR_GENERAL_ERROR;
+        *(void **)&get = dlsym(module, "C_GetFunctionList");
+        if (!get || get(&real) != CKR_OK)
+            return CKR_GENERAL_ERROR;
+        list = *real;
+        list.C_OpenSession = C_OpenSession;
+        list.C_CloseSession = C_CloseSession;
+        list.C_EncryptInit = C_EncryptInit;
+        list.C_Encrypt = C_Encrypt;
+        list.C_DecryptInit = C_DecryptInit;
+        list.C_Decrypt = C_Decrypt;
+        list.C_DeriveKey = C_DeriveKey;
+        list.C_DestroyObject = C_DestroyObject;
+    }
+    *answer = &list;
+    return CKR_OK;
+}

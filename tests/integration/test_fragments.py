@@ -1,0 +1,227 @@
+"""What a C_GenerateKey leaves when it is killed or refused, and the sweep (RELIABILITY 1.1 facts 7-9): SoftHSM's real crash states."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from pkcs11 import Attribute, KeyType, Mechanism
+from pkcs11.exceptions import PKCS11Error
+
+from kmscore.custody import fragments, templates
+from kmscore.custody.fragments import find_fragments
+from kmscore.custody.hsm import HsmKeeper
+from kmscore.custody.locks import token_lock
+from kmscore.custody.port import Inventory, MaterialRef
+from kmscore.domain.specs import KeySpec, Suite
+from kmscore.errors import KmsError
+from tests.custody_helpers import STRACE, child, fast_directory, header_of, new_ref, opened, run_child, sample, syscalls_after_mark
+
+GENERATE = """
+from kmscore.custody.port import Inventory, MaterialRef
+from kmscore.domain.specs import KeySpec, Suite
+keeper = open_keeper(home, material_known=True)
+mark("generate")
+keeper.generate(MaterialRef(bytes.fromhex(sys.argv[2]), KeySpec.AES_256, Suite.XAES_256_GCM))
+mark("generated")
+keeper.close()
+"""
+CHANGES = ("ftruncate", "write", "openat")
+POINTS = 24
+
+needs_strace = pytest.mark.skipif(STRACE is None, reason="needs strace")
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    with fast_directory() as path:
+        yield path / "home"
+
+
+def _files(home: Path) -> Path:
+    (directory,) = (home / "tokens").iterdir()
+    return directory
+
+
+def _works(keeper: HsmKeeper, ref: MaterialRef) -> bool:
+    key, header = keeper.load(ref), header_of(ref)
+    return key.decrypt(19, header, key.encrypt(header, header, b"x")) == b"x"
+
+
+@needs_strace
+@pytest.mark.timeout(120)
+def test_killed_at_any_system_call_of_a_generation(home: Path) -> None:
+    log = home.parent / "log"
+    with opened(home) as keeper:
+        kept = new_ref()
+        keeper.generate(kept)
+    whole = os.urandom(16)
+    assert run_child(GENERATE, home, whole.hex(), strace=["-e", f"trace={','.join(CHANGES)}", "-o", str(log)]).returncode == 0
+    points = sample(syscalls_after_mark(log, "generate", CHANGES), POINTS)
+    ids = [os.urandom(16) for _ in points]
+
+    def kill_at(point: tuple[str, int], material_id: bytes) -> int:
+        options = ["-e", f"trace={point[0]}", "-e", f"inject={point[0]}:signal=KILL:when={point[1]}", "-o", "/dev/null"]
+        return run_child(GENERATE, home, material_id.hex(), strace=options).returncode
+
+    with ThreadPoolExecutor(2) as pool:
+        statuses = list(pool.map(kill_at, points, ids))
+    assert all(status in (-signal.SIGKILL, 128 + signal.SIGKILL) for status in statuses)
+
+    with opened(home, material_known=True) as keeper:
+        left = find_fragments(_files(home))
+        named = keeper.inventory().materials  # what bears an id is no business of the sweep, however broken
+        assert left
+        assert len(keeper.inventory().foreign) == len(left)
+        assert keeper.sweep() == len(left)
+        assert keeper.inventory() == Inventory(named, ())
+        # What the reconciler does with every open intent: destroy by id. Then nothing is left but what was whole.
+        for material_id in ids:
+            keeper.destroy(material_id)
+        assert keeper.inventory().materials == {kept.material_id, whole}
+        assert _works(keeper, kept)
+        assert _works(keeper, MaterialRef(whole, KeySpec.AES_256, Suite.XAES_256_GCM))
+    objects = [path for path in _files(home).glob("*.object") if path.name != "token.object"]
+    assert len(objects) == 2
+    assert {path.with_suffix(".lock") for path in objects} == {path for path in _files(home).glob("*.lock") if path.name != "token.lock"}
+
+
+@needs_strace
+def test_an_object_that_is_half_made_but_named_cannot_be_used_and_is_destroyed_by_id(home: Path) -> None:
+    log = home.parent / "log"
+    with opened(home):
+        pass
+    assert run_child(GENERATE, home, os.urandom(16).hex(), strace=["-e", "trace=ftruncate,write", "-o", str(log)]).returncode == 0
+    # The last truncation comes after the template was written and before the value is.
+    name, number = [point for point in syscalls_after_mark(log, "generate", ("ftruncate", "write")) if point[0] == "ftruncate"][-1]
+    ref = new_ref()
+    run_child(GENERATE, home, ref.material_id.hex(), strace=["-e", f"trace={name}", "-e", f"inject={name}:signal=KILL:when={number}"])
+    with opened(home, material_known=True) as keeper:
+        assert ref.material_id in keeper.inventory().materials
+        with pytest.raises(KmsError):
+            _works(keeper, ref)
+        assert keeper.sweep() == 0
+        assert "LOCAL" in templates.differences(keeper.attributes(ref), templates.expected_of(ref, "test"))
+        keeper.destroy(ref.material_id)
+        assert keeper.inventory() == Inventory(frozenset({*keeper.inventory().materials} - {ref.material_id}), ())
+
+
+@needs_strace
+def test_a_destruction_that_failed_is_never_called_done(home: Path) -> None:
+    """After a failed unlink SoftHSM hides the object from this process only: an empty find there proves nothing."""
+    with opened(home) as keeper:
+        ref = new_ref()
+        keeper.generate(ref)
+    code = """
+from kmscore.errors import KmsError
+keeper = open_keeper(home, material_known=True)
+for _ in range(3):
+    try:
+        keeper.destroy(bytes.fromhex(sys.argv[2]))
+    except KmsError as error:
+        print(error.code)
+print(len(keeper.inventory().materials))
+keeper.close()
+keeper = open_keeper(home, material_known=True)
+print(len(keeper.inventory().materials))
+keeper.destroy(bytes.fromhex(sys.argv[2]))
+print(len(keeper.inventory().materials))
+"""
+    inject = ["-P", str(_object(home)), "-e", "trace=unlink,unlinkat", "-e", "inject=unlink,unlinkat:error=EIO:when=1", "-o", "/dev/null"]
+    answer = run_child(code, home, ref.material_id.hex(), strace=inject)
+    assert answer.stdout.split() == ["ServiceUnavailableTemporary"] * 3 + ["0", "1", "0"], answer.stderr
+    with opened(home) as keeper:
+        assert keeper.inventory() == Inventory(frozenset(), ())
+
+
+def test_a_refused_generation_leaves_a_fragment_that_is_swept(home: Path) -> None:
+    with opened(home) as keeper:
+        ref = new_ref()
+        with keeper._session() as session, pytest.raises(PKCS11Error):
+            template = {**templates.template_for(ref, "test"), Attribute.LOCAL: True}
+            session.generate_key(KeyType.AES, 256, mechanism=Mechanism.AES_KEY_GEN, template=template)
+        assert len(find_fragments(_files(home))) == 1
+        assert keeper.sweep() == 1
+        assert keeper.inventory() == Inventory(frozenset(), ())
+
+
+def test_only_nameless_files_that_stay_as_they_are_are_swept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(home) as keeper:
+        ref = new_ref()
+        keeper.generate(ref)
+        whole = _object(home).read_bytes()
+        files = _files(home)
+        (files / "dead.object").write_bytes(b"")
+        (files / "dead.lock").write_bytes(b"")
+        (files / "stray.lock").write_bytes(b"")  # a destruction died between its two unlinks
+        (files / "eight.object").write_bytes(bytes(8))
+        (files / "growing.object").write_bytes(b"")  # a foreign tool is making it
+        (files / "cut.object").write_bytes(whole[:-3])  # damage that no kill makes: for a person
+        (files / "notes.txt").write_bytes(b"")
+
+        def grow(seconds: float) -> None:
+            (files / "growing.object").write_bytes(bytes(8))
+            os.utime(files / "growing.object", ns=(1, 1))
+
+        monkeypatch.setattr(fragments.time, "sleep", grow)
+        assert keeper.sweep() == 2
+        names = {path.name for path in files.iterdir()}
+        assert {"growing.object", "cut.object", "notes.txt", "token.object", "token.lock"} <= names
+        assert not {"dead.object", "dead.lock", "eight.object", "stray.lock"} & names
+        assert _works(keeper, ref)
+
+
+def test_an_empty_token_object_is_never_swept(home: Path) -> None:
+    with opened(home) as keeper:
+        whole = (_files(home) / "token.object").read_bytes()
+        (_files(home) / "token.object").write_bytes(b"")
+        assert keeper.sweep() == 0
+        assert (_files(home) / "token.object").exists()
+        (_files(home) / "token.object").write_bytes(whole)
+
+
+def test_the_sweep_waits_for_mutations_and_mutations_for_the_sweep(home: Path) -> None:
+    with opened(home) as keeper:
+        order: list[str] = []
+        (_files(home) / "dead.object").write_bytes(b"")
+        with token_lock(home, shared=True), token_lock(home, shared=True):  # two mutations at once
+            sweeper = threading.Thread(target=lambda: order.append(f"swept {keeper.sweep()}"))
+            sweeper.start()
+            with pytest.raises(KmsError), token_lock(home, shared=False, wait_seconds=0.05):
+                pass
+            order.append("mutated")
+        sweeper.join(30)
+        assert order == ["mutated", "swept 1"]
+        with token_lock(home, shared=False), pytest.raises(KmsError) as caught, token_lock(home, shared=True, wait_seconds=0.05):
+            pass
+        assert caught.value.code == "ServiceUnavailableTemporary"
+
+
+@pytest.mark.timeout(60)
+def test_sweeping_beside_two_processes_that_generate_hurts_nobody(home: Path) -> None:
+    code = """
+keeper = open_keeper(home)
+for _ in range(40):
+    ref = new_ref()
+    keeper.generate(ref)
+    print(ref.material_id.hex())
+keeper.close()
+"""
+    with opened(home) as keeper:
+        processes = [child(code, home) for _ in range(2)]
+        while any(process.poll() is None for process in processes):
+            keeper.sweep()
+        answers = [process.communicate() for process in processes]
+        made = {bytes.fromhex(line) for out, _ in answers for line in out.split()}
+        assert len(made) == 80, answers
+        assert keeper.inventory().materials == made
+
+
+def _object(home: Path) -> Path:
+    (path,) = (path for path in _files(home).glob("*.object") if path.name != "token.object")
+    return path
