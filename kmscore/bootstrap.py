@@ -17,8 +17,8 @@ from uuid import UUID
 
 from kmscore.clock import Clock, FileClock, SystemClock
 from kmscore.config import Settings, load_settings
-from kmscore.custody.files import make_directory, write_file
 from kmscore.custody._p11 import Secret
+from kmscore.custody.files import make_directory, write_file
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import home_lock
 from kmscore.custody.port import AeadKey, Keeper, MaterialRef
@@ -55,12 +55,17 @@ SYSTEM = "kmscore"  # the actor of what the service does by itself
 
 
 def open_kms(
-    home: str | os.PathLike[str] | None = None, *, clock: Clock | None = None, hsm: Keeper | None = None, **settings: Any
+    home: str | os.PathLike[str] | None = None,
+    *,
+    clock: Clock | None = None,
+    ticker: bool = True,
+    hsm: Keeper | None = None,
+    **settings: Any,
 ) -> Kms:
     """Open an engine on a home, and make what a first start needs.
 
-    `home` wins over KMS_HOME (default `./var`); further settings override kms.toml and the environment. With an injected clock no
-    ticker runs: call `run_due`. `hsm` replaces the keeper of level HSM (tests).
+    `home` wins over KMS_HOME (default `./var`); further settings override kms.toml and the environment. With an injected clock, or
+    `ticker` False, no due work is done by itself: call `run_due`. `hsm` replaces the keeper of level HSM (tests).
     Raises SetupError when the home, the token or a setting is not as it must be; the message says what to do.
     """
     chosen = load_settings(home, **settings)
@@ -74,10 +79,10 @@ def open_kms(
         watcher.start()
         stack.callback(watcher.stop)
         services.reconciler.recover()
-        if not clock.injected:
-            ticker = Ticker(_ticks(services), chosen.tick_seconds)
-            ticker.start()
-            stack.callback(ticker.stop)
+        if ticker and not clock.injected:
+            thread = Ticker(_ticks(services), chosen.tick_seconds)
+            thread.start()
+            stack.callback(thread.stop)
         return Kms(services, stack.pop_all().close)
     raise AssertionError
 
@@ -89,7 +94,7 @@ def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[
     """
     chosen = load_settings(home, **settings)
     try:
-        with open_kms(home, **settings) as kms:
+        with open_kms(home, ticker=False, **settings) as kms:
             return kms.doctor()
     except KmsError as error:
         return [*probe(chosen, None), Finding("fail", f"this home does not open: {error.message}")]
@@ -102,7 +107,9 @@ def _examine(settings: Settings, hsm: Keeper | None, datastore: DurableDatastore
     if found == DURABLE:
         findings.append(Finding("ok", f"SQLite {sqlite_version()}: {said}"))
     else:
-        findings.append(Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them"))
+        findings.append(
+            Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them")
+        )
     intents = queries.open_intents()
     if intents:
         findings.append(Finding("warn", f"{len(intents)} changes were interrupted or are under way", "kms reconcile settles them"))

@@ -8,7 +8,6 @@ from typing import Generic, Literal, TypeVar
 
 from kmscore.domain.specs import ContentKind
 
-
 T = TypeVar("T")
 
 

@@ -17,7 +17,7 @@ FREE_SPACE_FLOOR = 16 << 20
 
 
 def write_file(path: Path, data: bytes, mode: int = 0o600) -> None:
-    """Put `data` at `path`, whatever the umask. On return it is durable; a kill before leaves the old file, or none. One writer at a time."""
+    """Put `data` at `path`, whatever the umask; durable on return, and a kill before leaves the old file or none. One writer at a time."""
     temporary = path.with_name(f".{path.name}.new")
     temporary.unlink(missing_ok=True)
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)

@@ -58,8 +58,4 @@ def sweep_fragments(token_directory: Path) -> int:
 
 def _stray_locks(token_directory: Path) -> set[Path]:
     """Lock files whose object is gone: a C_DestroyObject that died between its two unlinks."""
-    return {
-        path
-        for path in token_directory.glob("*.lock")
-        if path.name != "token.lock" and not path.with_suffix(".object").exists()
-    }
+    return {path for path in token_directory.glob("*.lock") if path.name != "token.lock" and not path.with_suffix(".object").exists()}

@@ -72,6 +72,7 @@ class HsmKeeper:
         # SoftHSM's own way of failing, see destroy(); it may also be a SoftHSM token that an operator made.
         self._hides_survivors = "softhsm" in f"{info['manufacturer']} {info['model']}".lower()
         self._library = library
+        self._objects = library.objects
         self._control = library.control_token(slot)
         self._instance_id = instance_id
         self._own = opened.own
@@ -100,7 +101,7 @@ class HsmKeeper:
         """
         template = templates.template_for(ref, self._instance_id)
         with self._mutation():
-            with self._session() as session, calling("C_GenerateKey"):
+            with self._session() as session, self._objects, calling("C_GenerateKey"):
                 session.generate_key(
                     KeyType(int(template[Attribute.KEY_TYPE])),  # type: ignore[arg-type]
                     8 * SPECS[ref.spec].material_bytes,
@@ -125,7 +126,7 @@ class HsmKeeper:
                     found = self._find(session, material_id)
                     for thing in found:
                         try:
-                            with calling("C_DestroyObject"):
+                            with self._objects, calling("C_DestroyObject"):
                                 thing.destroy()
                         except TokenError as error:
                             if error.rv not in HANDLE_INVALID:  # somebody else destroyed it first
@@ -175,7 +176,7 @@ class HsmKeeper:
         prefix = templates.label_prefix(self._instance_id)
         materials: set[bytes] = set()
         foreign: list[str] = []
-        for _, object_id, label, object_class in patiently(self.token.object_ids):
+        for _, object_id, label, object_class in self._enumerate():
             if len(object_id) == 16 and label == templates.label_for(self._instance_id, object_id):
                 materials.add(object_id)
             elif label.startswith(prefix) or (self._own is not None and (object_id or label)):
@@ -220,7 +221,7 @@ class HsmKeeper:
                     session.close()
 
     def _find(self, session: Session, material_id: bytes) -> list[Object]:
-        with calling("C_FindObjects"):
+        with self._objects, calling("C_FindObjects"):
             return list(session.get_objects({Attribute.ID: material_id}))
 
     def _only(self, session: Session, material_id: bytes) -> Object:
@@ -265,13 +266,18 @@ class HsmKeeper:
             with self._lock:
                 if (handle := self._index_now().get(material_id)) is not None:
                     return handle
-        found = patiently(lambda: self.token.find(material_id, _CKO_SECRET_KEY))
+        with self._objects:
+            found = patiently(lambda: self.token.find(material_id, _CKO_SECRET_KEY))
         if len(found) != 1:
             raise _absent() if not found else KmsError("Rejected.Unavailable", "the token holds more than one object with this id")
         with self._lock:
             if self._handles is not None:
                 self._handles[material_id] = found[0]
         return found[0]
+
+    def _enumerate(self) -> list[tuple[int, bytes, str, int]]:
+        with self._objects:
+            return patiently(self.token.object_ids)
 
     def _index_now(self) -> dict[bytes, int]:
         if self._handles is None:
@@ -281,7 +287,7 @@ class HsmKeeper:
     def _index(self) -> dict[bytes, int]:
         index: dict[bytes, int] = {}
         twice: set[bytes] = set()
-        for handle, object_id, _, object_class in patiently(self.token.object_ids):
+        for handle, object_id, _, object_class in self._enumerate():
             if object_class == _CKO_SECRET_KEY and len(object_id) == 16:
                 if object_id in index:
                     twice.add(object_id)

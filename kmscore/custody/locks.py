@@ -1,4 +1,4 @@
-"""The two file locks of a home. They lie in files that are never removed, so a kill leaves nothing to clear away.
+"""The file locks of a home. They lie in files that are never removed, so a kill leaves nothing to clear away.
 
 `home.lock`   exclusive round a whole start: first-start steps, C_Initialize, login (it is the login lock). bootstrap holds it.
 `token.lock`  shared round every mutation of the token, exclusive round the fragment sweep: a slow key generation blocks nobody, and
@@ -14,7 +14,7 @@ import fcntl
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from kmscore.custody.files import make_directory
@@ -62,26 +62,24 @@ def _acquire(fd: int, kind: int, path: Path, wait_seconds: float) -> None:
         pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
 
 
-def home_lock_file(home: Path) -> Path:
-    return _run_directory(home) / "home.lock"
-
-
-def token_lock_file(home: Path) -> Path:
-    return _run_directory(home) / "token.lock"
-
-
 @contextmanager
 def home_lock(home: Path, *, wait_seconds: float = HOME_WAIT_SECONDS) -> Iterator[None]:
     """Be the only process that starts on `home` (a directory that exists)."""
-    with hold(home_lock_file(home), wait_seconds=wait_seconds):
+    with hold(_run_directory(home) / "home.lock", wait_seconds=wait_seconds):
         yield
 
 
 @contextmanager
 def token_lock(home: Path, *, shared: bool, wait_seconds: float = TOKEN_WAIT_SECONDS) -> Iterator[None]:
-    """Shared: change the token. Exclusive: nobody changes the token."""
-    with hold(token_lock_file(home), shared=shared, wait_seconds=wait_seconds):
-        yield
+    """Shared: change the token. Exclusive: nobody changes the token. Not to be nested in one thread."""
+    run = _run_directory(home)
+    # Whoever wants it exclusively shuts the gate behind which new mutations queue up; else they could keep it waiting for ever.
+    with ExitStack() as gate:
+        gate.enter_context(hold(run / "token.gate", shared=shared, wait_seconds=wait_seconds))
+        with hold(run / "token.lock", shared=shared, wait_seconds=wait_seconds):
+            if shared:
+                gate.close()
+            yield
 
 
 def _run_directory(home: Path) -> Path:

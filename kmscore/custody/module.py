@@ -59,6 +59,9 @@ class Library:
     """Threads inside `in_use` now; the core counts its own."""
     tokens: dict[int, _p11.Token] = field(default_factory=dict)
     """Logged-in tokens by slot, shared by everyone in this process."""
+    objects: threading.RLock = field(default_factory=threading.RLock)
+    """Held round whatever makes, destroys or looks for token objects. SoftHSM reads its directory at a look-up when another process changed
+    it; doing that while a thread is making an object lists that object twice, or half-made, for as long as the process lives (measured)."""
     undead: set[bytes] = field(default_factory=set)
     """Ids whose C_DestroyObject failed since C_Initialize: this process cannot see them any more, though they may exist (see hsm.py)."""
 
@@ -164,9 +167,7 @@ def _load_control(path: str, *, configured: bool) -> Control:
         return control
     loaded: dict[str, Any] = pkcs11._loaded
     if (foreign := loaded.get(path)) is not None and foreign.initialized:
-        raise SetupError(
-            f"python-pkcs11 is already using {path} in this process, without locking; kmscore must be opened first, and alone"
-        )
+        raise SetupError(f"python-pkcs11 is already using {path} in this process, without locking; kmscore must be opened first, and alone")
     try:
         # An empty token directory: the real one would be read a second time, object by object (HSM section 6: 70 us each).
         with _empty_conf() if configured else contextlib.nullcontext() as conf, _softhsm_conf(conf):
@@ -208,7 +209,7 @@ def _softhsm_conf(conf: Path | None) -> Iterator[None]:
 
 
 def _shut(library: Library, wait_seconds: float) -> None:
-    """Finalise, which logs out and kills every session, key and handle. It is forgotten first: whatever fails, the next open starts afresh."""
+    """Finalise, which logs out and kills every session and key. It is forgotten first: whatever fails, the next open starts afresh."""
     del _open[library.path]
     library.tokens.clear()
     deadline = time.monotonic() + wait_seconds

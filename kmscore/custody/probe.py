@@ -1,4 +1,4 @@
-"""What `kms doctor` asks of the custody rooms: is everything as it must be, and what to do where it is not. Changes nothing, raises nothing.
+"""What `kms doctor` asks of the custody rooms: what is as it must be, and what to do where it is not. Changes nothing, raises nothing.
 
 The parts that need no open token work on a home that does not open, which is when a doctor is called.
 """

@@ -1,7 +1,7 @@
 """The home's own SoftHSM token: its configuration, its first start, and the checks before every later one.
 
 Contract (DESIGN section 3): ordinary PKCS#11 tools see the token with SOFTHSM2_CONF=$KMS_HOME/softhsm2.conf, label `kmscore`, PIN in
-$KMS_HOME/pin. Everything here runs under the home lock. Nothing here is repaired by guessing: a token that the store knows is never made anew.
+$KMS_HOME/pin. Everything here runs under the home lock. Nothing is repaired by guessing: a token that the store knows is never made anew.
 
 First start, safe to kill at any step, because the last one, a rename, is what makes it count:
   1. PIN and SO PIN into their files, each by temp + fsync + rename.

@@ -103,8 +103,8 @@ class SoftwareKeeper:
 def load_or_create_root_file(path: Path, *, may_create: bool) -> AeadKey:
     """The root key of a home without a token: 32 random bytes in a file of mode 0600, made here when `may_create`.
 
-    `may_create` must be False when the store knows material of level SOFTWARE: a new root key would not open it. Call it under the home lock.
-    Raises SetupError when the file is missing, reachable by others, or not a root key.
+    `may_create` must be False when the store knows material of level SOFTWARE: a new root key would not open it. Call it under the home
+    lock. Raises SetupError when the file is missing, reachable by others, or not a root key.
     """
     if not path.exists():
         if not may_create:

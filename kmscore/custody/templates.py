@@ -39,12 +39,8 @@ class RoleFacts:
 
 
 ROLES: dict[Role, RoleFacts] = {
-    Role.DERIVE: RoleFacts(
-        KeyType.AES, Mechanism.AES_KEY_GEN, frozenset({Attribute.DERIVE}), (Mechanism.AES_ECB_ENCRYPT_DATA,)
-    ),
-    Role.CRYPT: RoleFacts(
-        KeyType.AES, Mechanism.AES_KEY_GEN, frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}), (Mechanism.AES_GCM,)
-    ),
+    Role.DERIVE: RoleFacts(KeyType.AES, Mechanism.AES_KEY_GEN, frozenset({Attribute.DERIVE}), (Mechanism.AES_ECB_ENCRYPT_DATA,)),
+    Role.CRYPT: RoleFacts(KeyType.AES, Mechanism.AES_KEY_GEN, frozenset({Attribute.ENCRYPT, Attribute.DECRYPT}), (Mechanism.AES_GCM,)),
 }
 
 ROLE_OF_SUITE: dict[Suite, Role] = {Suite.XAES_256_GCM: Role.DERIVE, Suite.AES_GCM: Role.CRYPT}

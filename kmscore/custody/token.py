@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from kmscore.config import Settings
@@ -14,6 +15,7 @@ from kmscore.errors import SetupError, TokenError
 
 # A foreign tool that logs in takes no lock of ours and empties token.object for an instant: each attempt looks again from the start.
 _ATTEMPTS = 5
+_PAUSE_SECONDS = 0.05
 
 
 def open_hsm(settings: Settings, instance_id: str, *, material_known: bool) -> HsmKeeper:
@@ -28,7 +30,7 @@ def open_hsm(settings: Settings, instance_id: str, *, material_known: bool) -> H
     """
     opened = _open(settings, material_known=material_known)
     try:
-        return HsmKeeper(opened, instance_id)
+        return patiently(lambda: HsmKeeper(opened, instance_id))
     except BaseException:
         module.release(opened.library)
         raise
@@ -48,6 +50,7 @@ def _open(settings: Settings, *, material_known: bool) -> OpenToken:
         except TokenError as error:
             if error.rv not in TRANSIENT or attempt == _ATTEMPTS:
                 raise SetupError(f"cannot open the token in {directory}: {error.message}") from error
+        time.sleep(_PAUSE_SECONDS)
     raise AssertionError("unreachable")
 
 

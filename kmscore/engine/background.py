@@ -15,6 +15,8 @@ from kmscore.store._gate import Gate
 
 log = logging.getLogger("kmscore")
 
+FIRST_TICK_SECONDS = 2.0
+
 
 class Watcher(threading.Thread):
     """Takes changes in as they are announced, so that no destruction waits for an idle process; polls the store behind it for changes
@@ -62,7 +64,7 @@ class Watcher(threading.Thread):
 
 
 class Ticker(threading.Thread):
-    """Runs due work now and every `period` seconds; recovery of interrupted work with it."""
+    """Runs due work soon and then every `period` seconds; recovery of interrupted work with it."""
 
     def __init__(self, work: Callable[[], object], period: float) -> None:
         super().__init__(name="kmscore-ticker", daemon=True)
@@ -71,13 +73,14 @@ class Ticker(threading.Thread):
         self._stop_asked = threading.Event()
 
     def run(self) -> None:
-        while True:
+        # A short-lived program is not kept waiting by work that a longer-lived one does.
+        delay = min(FIRST_TICK_SECONDS, self._period)
+        while not self._stop_asked.wait(delay):
+            delay = self._period
             try:
                 self._work()
             except KmsError as error:
                 log.warning("due work is postponed: %s", error)
-            if self._stop_asked.wait(self._period):
-                return
 
     def stop(self) -> None:
         self._stop_asked.set()

@@ -1,4 +1,7 @@
-"""Encrypt, Decrypt, ReEncrypt, data keys: from the key ring through one call of the core to a blob. No event, no aggregate, no lock of ours."""
+"""Encrypt, Decrypt, ReEncrypt, data keys: from the key ring through one call of the core to a blob.
+
+No event, no aggregate, and but for counting suite 2 no lock of ours.
+"""
 
 from __future__ import annotations
 
@@ -57,7 +60,7 @@ class Crypto:
     # --- encrypt -----------------------------------------------------------------------------------------------------------------
 
     def encrypt(self, reference: str, plaintext: Buffer, context: Context, content: ContentKind) -> Encrypted:
-        """One blob under the primary version. Raises KmsError MissingParameter for an empty plaintext, InvalidParameter for one too long."""
+        """One blob under the primary version. Raises MissingParameter for an empty plaintext, InvalidParameter for one too long."""
         if not isinstance(plaintext, _BYTES):
             raise invalid("Plaintext", "It is bytes.")
         size = plaintext.nbytes if isinstance(plaintext, memoryview) else len(plaintext)
@@ -119,7 +122,7 @@ class Crypto:
     # --- decrypt -----------------------------------------------------------------------------------------------------------------
 
     def decrypt(self, blob: Buffer, context: Context) -> Decrypted:
-        """The plaintext of a blob. Raises KmsError Forbidden.KeyNotFound for an unknown version, the key's state, or the one opaque error."""
+        """The plaintext of a blob. Raises Forbidden.KeyNotFound for an unknown version, the key's state, or the one opaque error."""
         header = _parse(blob)
         plaintext, use = self._open(header, blob, context, lambda aead, aad: aead.decrypt(HEADER_BYTES, aad, blob))
         return Decrypted(plaintext, use.key_id, use.version_id, header.content)
@@ -151,9 +154,7 @@ class Crypto:
                 answers[index] = item
         return answers
 
-    def _open(
-        self, header: Header, blob: Buffer, context: Context, run: Callable[[AeadKey, bytes], Answer]
-    ) -> tuple[Answer, VersionUse]:
+    def _open(self, header: Header, blob: Buffer, context: Context, run: Callable[[AeadKey, bytes], Answer]) -> tuple[Answer, VersionUse]:
         use = self._ring.to_decrypt(header.version_id)
         if header.suite is not use.ref.suite:
             raise invalid("CiphertextBlob")
@@ -251,7 +252,9 @@ def _parse(blob: Buffer) -> Header:
 
 
 def _plaintext_size(size: int, content: ContentKind) -> KmsError:
-    return missing("Plaintext") if size == 0 else invalid("Plaintext", f"It is at most {_MAX_BYTES[content]} bytes; use a data key for more.")
+    if size == 0:
+        return missing("Plaintext")
+    return invalid("Plaintext", f"It is at most {_MAX_BYTES[content]} bytes; use a data key for more.")
 
 
 def _dropped() -> KmsError:

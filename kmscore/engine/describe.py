@@ -42,4 +42,3 @@ def key_version(key: Key, version: Version) -> KeyVersion:
 
 def alias_item(key_id: str, name: str, place: Place) -> Alias:
     return Alias(key_id, name, place.alias_arn(name))
-

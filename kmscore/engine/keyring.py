@@ -10,10 +10,10 @@ from collections.abc import Mapping
 
 from kmscore.clock import Clock
 from kmscore.custody.port import AeadKey, Keeper, MaterialRef
+from kmscore.domain.alias import alias_not_found
 from kmscore.domain.envelope import NO_CONTEXT, pack_header
 from kmscore.domain.key import Key, Version
 from kmscore.domain.names import ALIAS_PREFIX, Place
-from kmscore.domain.alias import alias_not_found
 from kmscore.domain.specs import ContentKind, ProtectionLevel
 from kmscore.domain.states import REFUSALS
 from kmscore.errors import KmsError, key_not_found, missing

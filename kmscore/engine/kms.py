@@ -13,8 +13,8 @@ from kmscore.domain.by import By
 from kmscore.domain.key import Key, NewKey
 from kmscore.domain.schedule import MAX_DELETION_DAYS, MIN_DELETION_DAYS, rotation_seconds
 from kmscore.domain.specs import SPECS, ContentKind, KeySpec, KeyUsage, Origin, ProtectionLevel
-from kmscore.engine.crypto import Context
 from kmscore.engine.arguments import choice, flag, key_id_only, page_bounds, required, string_map, whole
+from kmscore.engine.crypto import Context
 from kmscore.engine.describe import alias_item, key_metadata, key_version
 from kmscore.engine.services import Services
 from kmscore.errors import KmsError, SetupError, invalid, missing
@@ -105,9 +105,7 @@ class Kms:
     def describe_key(self, key_id: str) -> KeyMetadata:
         return key_metadata(self._load(key_id), self._s.place)
 
-    def list_keys(
-        self, *, page_number: int = 1, page_size: int = 10, filters: Mapping[str, Sequence[str]] | None = None
-    ) -> Page[KeyItem]:
+    def list_keys(self, *, page_number: int = 1, page_size: int = 10, filters: Mapping[str, Sequence[str]] | None = None) -> Page[KeyItem]:
         limit, offset = page_bounds(page_number, page_size)
         ids, total = self._s.queries.list_keys(self._s.clock.now(), filters or {}, limit, offset)
         return Page(tuple(KeyItem(i, self._s.place.key_arn(i)) for i in ids), page_number, page_size, total)
@@ -260,9 +258,7 @@ class Kms:
         """One plaintext for each blob, of one or several keys. Raises as `encrypt_batch` does."""
         return _all_or_raise(self._crypto.decrypt_batch(ciphertext_blobs, encryption_context))
 
-    def try_encrypt_batch(
-        self, key_id: str, plaintexts: Sequence[Buffer], encryption_context: Context = None
-    ) -> list[bytes | KmsError]:
+    def try_encrypt_batch(self, key_id: str, plaintexts: Sequence[Buffer], encryption_context: Context = None) -> list[bytes | KmsError]:
         """As `encrypt_batch`, with the KmsError of a failed item in its place."""
         return self._crypto.encrypt_batch(key_id, plaintexts, encryption_context)
 

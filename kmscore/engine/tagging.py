@@ -55,9 +55,7 @@ class Tagging:
         gone = check_tag_keys(strings(tag_keys, "TagKey", MAX_TAGS)) if tag_keys else None
         self._change(resource_id, resource_type, lambda key, by: key.untag(gone, by))
 
-    def list(
-        self, resource_id: Sequence[str], tags: Mapping[str, str | None] | None, next_token: str, resource_type: str
-    ) -> TagPage:
+    def list(self, resource_id: Sequence[str], tags: Mapping[str, str | None] | None, next_token: str, resource_type: str) -> TagPage:
         """Tags of these keys, or of all, that bear all of `tags` (None: any value); 200 rows a page."""
         _check_type(resource_type)
         ids = strings(resource_id, "ResourceId", MAX_RESOURCES) if resource_id else ()

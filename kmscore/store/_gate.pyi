@@ -6,7 +6,9 @@ SIZE: int  # bytes of the file: 4096 + SLOTS * 64
 class Gate:
     """Header: u64 magic+version at 0, u64 generation at 64. Slot i at 4096 + 64*i: u64 pid, u64 start time, u64 generation seen."""
 
-    def __init__(self, path: str) -> None: ...  # file exists and is SIZE bytes; writes the magic into an all-zero file, refuses a foreign one
+    def __init__(
+        self, path: str
+    ) -> None: ...  # file exists and is SIZE bytes; writes the magic into an all-zero file, refuses a foreign one
     @property
     def generation(self) -> int: ...  # atomic acquire load
     def bump(self) -> int: ...  # atomic add 1, wakes every waiter (futex), returns the new value

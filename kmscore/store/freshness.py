@@ -21,8 +21,8 @@ POLL_SECONDS = 0.002  # while waiting for slots
 class Freshness:
     def __init__(self, path: Path) -> None:
         """Join under the home lock: create the file where it is missing, and take a slot that no live process holds."""
-        if not path.exists():
-            with open(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600), "wb") as file:
+        with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
+            if os.fstat(file.fileno()).st_size != SIZE:  # new, or its maker was killed
                 file.truncate(SIZE)
         self.gate = Gate(str(path))
         me = this_process()

@@ -23,7 +23,6 @@ from kmscore.store.readmodel import statements
 from kmscore.store.sqlite import ChainedRecorder, Statement, unavailable
 
 
-
 def construct_mapper() -> Mapper[str]:
     """Events to and from stored bytes: JSON, times as ISO 8601."""
     transcoder = JSONTranscoder()

@@ -58,10 +58,11 @@ class Facts:
 
     def set_once(self, name: str, value: str) -> str:
         """Record a fact that never changes; answers the value that holds."""
-        with self._datastore.writing() as cursor:
-            cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
         held = self.get(name)
-        assert held is not None
+        while held is None:
+            with self._datastore.writing() as cursor:
+                cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
+            held = self.get(name)
         return held
 
 

@@ -140,13 +140,9 @@ class Queries:
         rows = self._all(sql, [param])
         return str(rows[0][0]) if rows else None
 
-    def _page(
-        self, columns: str, table: str, where: str, params: list[Any], order: str, limit: int, offset: int
-    ) -> tuple[list[Any], int]:
+    def _page(self, columns: str, table: str, where: str, params: list[Any], order: str, limit: int, offset: int) -> tuple[list[Any], int]:
         with self._datastore.reading() as cursor:  # one transaction: the page and the count agree
             cursor.execute(f"SELECT count(*) FROM {table} WHERE {where}", params)
             total = int(cursor.fetchone()[0])
             cursor.execute(f"SELECT {columns} FROM {table} WHERE {where} ORDER BY {order} LIMIT ? OFFSET ?", [*params, limit, offset])
             return list(cursor.fetchall()), total
-
-

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -59,9 +60,7 @@ def _software_in_token(home: Path, stack: ExitStack) -> Bench:
     token, table = _hsm(home, stack).keeper, MemoryTable()
     ref = new_ref()
     token.generate(ref)
-    return Bench(
-        SoftwareKeeper(table, token.load(ref), ref.material_id), lambda: SoftwareKeeper(table, token.load(ref), ref.material_id)
-    )
+    return Bench(SoftwareKeeper(table, token.load(ref), ref.material_id), lambda: SoftwareKeeper(table, token.load(ref), ref.material_id))
 
 
 KINDS = {"fake": _fake, "hsm": _hsm, "software": _software, "software-in-token": _software_in_token}
@@ -123,12 +122,12 @@ def test_every_change_is_refused_with_the_one_opaque_error(bench: Bench, spec: K
     for at in (HEADER_BYTES, HEADER_BYTES + NONCE_BYTES[ref.suite] - 1, HEADER_BYTES + NONCE_BYTES[ref.suite], len(blob) - 1):
         changed = bytearray(blob)
         changed[at] ^= 0x80
-        assert _code(lambda changed=changed: key.decrypt(HEADER_BYTES, header + AAD, changed)) == "InvalidParameter"
+        assert _code(partial(key.decrypt, HEADER_BYTES, header + AAD, changed)) == "InvalidParameter"
         assert key.decrypt(HEADER_BYTES, header + AAD, blob) == b"plaintext"
     assert _code(lambda: key.decrypt(HEADER_BYTES, header + b"other", blob)) == "InvalidParameter"
     assert _code(lambda: bench.keeper.load(other).decrypt(HEADER_BYTES, header + AAD, blob)) == "InvalidParameter"
     for size in (0, HEADER_BYTES, HEADER_BYTES + NONCE_BYTES[ref.suite] + TAG_BYTES - 1):
-        assert _code(lambda size=size: key.decrypt(HEADER_BYTES, header + AAD, blob[:size])) == "InvalidParameter"
+        assert _code(partial(key.decrypt, HEADER_BYTES, header + AAD, blob[:size])) == "InvalidParameter"
 
 
 def test_batches_give_each_item_its_own_answer(bench: Bench) -> None:
@@ -200,8 +199,8 @@ def test_a_retired_key_refuses_and_says_when_nothing_is_left(bench: Bench) -> No
         assert key.retire()
         assert key.retire()
         assert key.live == 0
-        assert _code(lambda key=key, header=header: key.encrypt(header, header, b"x")) == "Rejected.Unavailable"
-        assert _code(lambda key=key, header=header, blob=blob: key.decrypt(HEADER_BYTES, header, blob)) == "Rejected.Unavailable"
+        assert _code(partial(key.encrypt, header, header, b"x")) == "Rejected.Unavailable"
+        assert _code(partial(key.decrypt, HEADER_BYTES, header, blob)) == "Rejected.Unavailable"
         # The material is as it was.
         assert bench.keeper.load(ref).decrypt(HEADER_BYTES, header, blob) == b"x"
 

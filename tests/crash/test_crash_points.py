@@ -81,7 +81,7 @@ SCENARIOS: dict[str, tuple[Scenario, str, bool]] = {
 
 
 @pytest.fixture(autouse=True)
-def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeToken]]:
+def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> list[FakeToken]:
     """Each append passes a crash point before its commit and one after it."""
     current: list[FakeToken] = []
     append = KeyStore.append
@@ -94,7 +94,7 @@ def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[FakeToke
             current[0].faults.pass_by("commit.after")
 
     monkeypatch.setattr(KeyStore, "append", stepping)
-    yield current
+    return current
 
 
 def build(name: str) -> World:

@@ -27,6 +27,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MECHANISMS = "CKM_AES_KEY_GEN,CKM_AES_GCM,CKM_AES_ECB_ENCRYPT_DATA"
 PIN = b"user-pin-123"
 SO_PIN = b"so-pin-12345"
+LABEL = "core-test"
 HEADER = bytes(range(19))
 AAD = HEADER + bytes(4)
 
@@ -93,12 +94,29 @@ class Rig:
     """A token that is logged in, in a module that this process has initialised."""
 
     module: Module
-    token: Token
-    slot: int
-    control: Any
+    lib: Any
+    private_hot_keys: bool = False
+    slot: int = -1
+    token: Token = field(init=False)
+    control: Any = field(init=False)
     """python-pkcs11's session on the token, read-write; session objects made in it live as long as it does."""
-    raw: Raw
-    _objects: list[Any] = field(default_factory=list)
+    raw: Raw = field(init=False)
+    objects: list[Any] = field(default_factory=list)
+
+    def connect(self) -> None:
+        self.slot = slot_of(self.module)  # SoftHSM numbers its slots anew at every start
+        self.token = self.module.open(self.slot, private_hot_keys=self.private_hot_keys)
+        self.token.login(Secret.copy_of(PIN))
+        (seen,) = (s for s in self.lib.get_slots(token_present=True) if s.slot_id == self.slot)
+        self.control = seen.get_token().open(rw=True)
+        self.raw = Raw(self.module.function_list, self.slot)
+
+    def restart(self) -> None:
+        """Finalise and start again: new sessions, a new Token, and every handle is another one."""
+        self.control.close()
+        self.module.finalize()
+        self.module.initialize()
+        self.connect()
 
     def key(self, value: bytes | None = None, *, derives: bool = True, resident: bool = True) -> int:
         """Handle of an AES key with this value (random if none): one that only derives, or one that only encrypts and decrypts."""
@@ -119,7 +137,7 @@ class Rig:
                 **{usage: False for usage in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.VERIFY)},
             }
         )
-        self._objects.append(thing)
+        self.objects.append(thing)
         return int(thing.handle)
 
 
@@ -155,11 +173,16 @@ def started(directory: Path, *, path: str | None = None) -> Iterator[tuple[Modul
             os.environ["SOFTHSM2_CONF"] = before
 
 
-def make_token(module: Module, label: str = "core-test") -> int:
+def slot_of(module: Module, label: str = LABEL) -> int:
+    (slot,) = (slot for slot in module.slots() if module.token_info(slot)["label"] == label)
+    return slot
+
+
+def make_token(module: Module, label: str = LABEL) -> int:
     """Initialises a token with SO_PIN and PIN; returns its slot."""
     (empty,) = (slot for slot in module.slots(False) if not module.token_info(slot)["label"])
     module.init_token(empty, Secret.copy_of(SO_PIN), label)
-    (slot,) = (slot for slot in module.slots() if module.token_info(slot)["label"] == label)
+    slot = slot_of(module, label)
     module.init_user_pin(slot, Secret.copy_of(SO_PIN), Secret.copy_of(PIN))
     return slot
 
@@ -168,22 +191,29 @@ def make_token(module: Module, label: str = "core-test") -> int:
 def open_rig(directory: Path, *, path: str | None = None, private_hot_keys: bool = False) -> Iterator[Rig]:
     """A fresh token, logged in."""
     with started(directory, path=path) as (module, lib):
-        slot = make_token(module)
-        token = module.open(slot, private_hot_keys=private_hot_keys)
-        token.login(Secret.copy_of(PIN))
-        (seen,) = (s for s in lib.get_slots(token_present=True) if s.slot_id == slot)
-        control = seen.get_token().open(rw=True)
+        make_token(module)
+        rig = Rig(module, lib, private_hot_keys)
+        rig.connect()
         try:
-            yield Rig(module, token, slot, control, Raw(module.function_list, slot))
+            yield rig
         finally:
-            control.close()
-            token.close()
+            rig.control.close()
+            rig.token.close()
 
 
 class Shim:
     """SoftHSM with faults on demand: see p11_shim.c."""
 
-    FUNCTIONS = ("C_OpenSession", "C_EncryptInit", "C_Encrypt", "C_DecryptInit", "C_Decrypt", "C_DeriveKey", "C_DestroyObject", "C_CloseSession")
+    FUNCTIONS = (
+        "C_OpenSession",
+        "C_EncryptInit",
+        "C_Encrypt",
+        "C_DecryptInit",
+        "C_Decrypt",
+        "C_DeriveKey",
+        "C_DestroyObject",
+        "C_CloseSession",
+    )
 
     def __init__(self, path: str) -> None:
         self.path = path

@@ -13,7 +13,7 @@ import pytest
 from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11.exceptions import PKCS11Error
 
-from kmscore.custody import fragments, templates
+from kmscore.custody import templates
 from kmscore.custody.fragments import find_fragments
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import token_lock
@@ -142,8 +142,8 @@ print(len(keeper.inventory().materials))
 def test_a_refused_generation_leaves_a_fragment_that_is_swept(home: Path) -> None:
     with opened(home) as keeper:
         ref = new_ref()
+        template = {**templates.template_for(ref, "test"), Attribute.LOCAL: True}
         with keeper._session() as session, pytest.raises(PKCS11Error):
-            template = {**templates.template_for(ref, "test"), Attribute.LOCAL: True}
             session.generate_key(KeyType.AES, 256, mechanism=Mechanism.AES_KEY_GEN, template=template)
         assert len(find_fragments(_files(home))) == 1
         assert keeper.sweep() == 1
@@ -168,7 +168,7 @@ def test_only_nameless_files_that_stay_as_they_are_are_swept(home: Path, monkeyp
             (files / "growing.object").write_bytes(bytes(8))
             os.utime(files / "growing.object", ns=(1, 1))
 
-        monkeypatch.setattr(fragments.time, "sleep", grow)
+        monkeypatch.setattr("kmscore.custody.fragments.time.sleep", grow)
         assert keeper.sweep() == 2
         names = {path.name for path in files.iterdir()}
         assert {"growing.object", "cut.object", "notes.txt", "token.object", "token.lock"} <= names

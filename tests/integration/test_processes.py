@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -65,9 +69,7 @@ def test_eight_processes_twenty_times(tmp_path: Path) -> None:
 
 class Peer:
     def __init__(self, home: Path) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", PEER, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen([sys.executable, "-c", PEER, str(home)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self.read() == "ready"
 
     def read(self) -> str:
@@ -197,3 +199,57 @@ os.wait()
 """
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", script, str(home)], capture_output=True, text=True, timeout=60)
     assert done.stdout == "['refused', 'refused', 'refused', 'refused']\nown\n", done.stdout + done.stderr
+
+
+def test_a_gate_whose_maker_was_killed_is_made_again(home: Path) -> None:
+    (home / "run").mkdir(parents=True)
+    (home / "run" / "gate").touch()
+    with open_kms(home, pkcs11_module="none") as kms:
+        key = kms.create_key().key_id
+        kms.disable_key(key)
+        with pytest.raises(kmscore.KmsError, match="Disabled"):
+            kms.encrypt(key, b"x")
+
+
+def test_a_dead_writer_that_announced_nothing_is_noticed(kms: Kms) -> None:
+    """Killed between its commit and the bump: nothing was acknowledged, but the change holds, and the poll finds it."""
+    key = kms.create_key().key_id
+    kms.encrypt(key, b"x")
+    aggregate = kms._s.store.key(key)
+    assert aggregate is not None
+    aggregate.disable(kms._s.lifecycle.by())
+    kms._s.store.append(aggregate)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            kms.encrypt(key, b"x")
+        except kmscore.KmsError as error:
+            assert error.code == "Rejected.Disabled"
+            return
+        time.sleep(0.05)
+    raise AssertionError("the change was never seen")
+
+
+def test_destruction_waits_for_a_process_that_is_stopped(home: Path) -> None:
+    """A stopped process may hold session keys: the destruction is not acknowledged before it has let go, or is dead."""
+    clock = kmscore.FixedClock(datetime(2030, 1, 1, tzinfo=UTC))
+    with open_kms(home, clock=clock, eviction_wait_seconds=0.3) as kms:
+        key = kms.create_key(protection_level="HSM").key_id
+        peer = Peer(home)
+        assert peer.ask("encrypt", key) == "ok"
+        kms.schedule_key_deletion(key, pending_window_in_days=7)
+        clock.advance(timedelta(days=7))
+        os.kill(peer.process.pid, signal.SIGSTOP)
+        report = kms.run_due()
+        assert report.destroyed == ()
+        assert report.failed == ((key, "ServiceUnavailableTemporary"),)
+        with pytest.raises(kmscore.KmsError, match="KeyNotFound"):
+            kms.describe_key(key)
+        os.kill(peer.process.pid, signal.SIGCONT)
+        deadline = time.monotonic() + 20
+        while not kms.run_due().destroyed and time.monotonic() < deadline:
+            pass
+        assert kms.history(key)[-1]["event"] == "KeyDestroyed"
+        assert peer.ask("encrypt", key) == "Forbidden.KeyNotFound"
+        peer.process.kill()
+        peer.process.communicate()

@@ -91,7 +91,11 @@ class EngineMachine(RuleBasedStateMachine):
 
     # --- rules -------------------------------------------------------------------------------------------------------------------
 
-    @rule(target=keys, level=st.sampled_from(["HSM", "SOFTWARE"]), spec=st.sampled_from(["Aliyun_AES_256", "Aliyun_AES_256", "Aliyun_AES_128"]))
+    @rule(
+        target=keys,
+        level=st.sampled_from(["HSM", "SOFTWARE"]),
+        spec=st.sampled_from(["Aliyun_AES_256", "Aliyun_AES_256", "Aliyun_AES_128"]),
+    )
     def create(self, level: str, spec: str) -> Model:
         made = self.kms.create_key(protection_level=level, key_spec=spec, description="made")
         assert made.key_state == "Enabled"

@@ -1,4 +1,4 @@
-"""The first start of a home's own token: whatever instant it is killed at, the next start has a whole token; a known one is never made anew."""
+"""The first start of a home's own token: killed at any instant, the next start has a whole one; a known token is never made anew."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from kmscore.custody import module, softhsm
+from kmscore.custody import module
+from kmscore.custody.files import write_file
 from kmscore.errors import SetupError
 from tests.custody_helpers import STRACE, fast_directory, header_of, new_ref, opened, run_child, sample, settings_of, syscalls_after_mark
 
@@ -159,7 +160,7 @@ def test_a_wrong_pin_is_said_and_harms_nothing(directory: Path) -> None:
     (home / "pin").unlink()
     with pytest.raises(SetupError, match="PIN"), opened(home, material_known=True):
         pass
-    softhsm.write_file(home / "pin", pin)
+    write_file(home / "pin", pin)
     with opened(home, material_known=True):
         pass
 

@@ -34,7 +34,7 @@ def test_software_keys_and_their_material_at_rest(tmp_path: Path, spec: str) -> 
         key = kms.create_key(key_spec=spec)
         context = {"table": "orders", "é": "𐀀"}
         raw = kms.encrypt(key.key_id, b"raw bytes", context).ciphertext_blob
-        text = kms.encrypt(key.key_id, "a string".encode(), content=ContentKind.TEXT).ciphertext_blob
+        text = kms.encrypt(key.key_id, b"a string", content=ContentKind.TEXT).ciphertext_blob
         batch = kms.encrypt_batch(key.key_id, [b"1", b"2" * 6144], context)
     root = (tmp_path / "home" / "root.key").read_bytes()[:32]  # and a newline
     with sqlite3.connect(tmp_path / "home" / "kms.db") as connection:

@@ -1,0 +1,44 @@
+# Every target works from a fresh clone; scripts/setup.sh installs what is missing, or says what to install.
+
+PYTEST = .venv/bin/python -m pytest
+
+.PHONY: help run dev build test test-full crash lint bench clean
+
+help:
+	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var)"
+	@echo "make test       the suite; make test-full adds the long campaigns; make crash is 300 kills"
+	@echo "make lint       ruff, mypy, cython-lint"
+	@echo "make bench      benchmarks into benchmarks/results/"
+	@echo "make build      compile the core again"
+
+run:
+	@scripts/setup.sh run
+	@exec .venv/bin/kms serve
+
+dev:
+	@scripts/setup.sh dev
+
+build: dev
+	.venv/bin/python setup.py -q build_ext --inplace --force
+
+test: dev
+	$(PYTEST) -m "not slow"
+
+test-full: dev
+	$(PYTEST) -m slow
+
+crash: dev
+	$(PYTEST) -s tests/crash -k "three_hundred"
+
+lint: dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+	.venv/bin/cython-lint ext
+
+bench: dev
+	.venv/bin/python -m benchmarks
+
+clean:
+	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	find kmscore -name '*.so' -delete

@@ -1,0 +1,82 @@
+"""How an operation is described: its parameters, their kinds, and what answers it. Data only; nothing here reads or checks a value."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from typing import Any
+
+_WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
+
+
+class Kind(Enum):
+    """What the text of a parameter holds; `parse.py` has one reader for each."""
+
+    STRING = auto()
+    INTEGER = auto()
+    BOOLEAN = auto()  # true or false in any case
+    TEXT = auto()  # an opaque string, handed to the engine as its UTF-8
+    BLOB = auto()  # base64
+    BLOBS = auto()  # JSON array of base64
+    CONTEXT = auto()  # JSON object, string to string
+    TAGS = auto()  # JSON array [{"TagKey":…,"TagValue":…}]
+    STRINGS = auto()  # JSON array of strings, or strings between commas
+    FILTERS = auto()  # JSON array [{"Key":…,"Values":[…]}]
+    NUMBERED = auto()  # Name.1, Name.2, …
+    NUMBERED_TAGS = auto()  # Tag.1.Key, Tag.1.Value, …; a value left out is empty
+    NUMBERED_TAG_FILTERS = auto()  # the same; a value left out matches any
+    UNOFFERED = auto()  # known to the API, refused here unless it says what is so anyway (`default`)
+
+
+REPEATED = frozenset({Kind.NUMBERED, Kind.NUMBERED_TAGS, Kind.NUMBERED_TAG_FILTERS})
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One parameter under its wire name.
+
+    `minimum` and `maximum` bound an integer, the characters of a string, the UTF-8 bytes of a text, or the items of a list. `default` is
+    what the engine does when the parameter is absent: it is told, not sent.
+    """
+
+    name: str
+    help: str
+    kind: Kind = Kind.STRING
+    required: bool = False
+    minimum: int | None = None
+    maximum: int | None = None
+    choices: tuple[str, ...] = ()
+    default: str = ""
+    may_be_empty: bool = False
+
+    @property
+    def argument(self) -> str:
+        """The name of the Python argument."""
+        return snake_case(self.name)
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One operation: the wire's name, the engine's method, and how its result is told on the wire.
+
+    `fixed` are arguments that every call on the wire has. An `extension` is not part of the API of Alibaba Cloud.
+    """
+
+    name: str
+    help: str
+    group: str
+    params: tuple[Param, ...]
+    answer: Callable[[Any], dict[str, Any]]
+    method: str = ""
+    extension: bool = False
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.method:
+            object.__setattr__(self, "method", snake_case(self.name))
+
+
+def snake_case(name: str) -> str:
+    return _WORD.sub("_", name).lower()

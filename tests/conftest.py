@@ -1,0 +1,46 @@
+"""What all tests share: the header of the run, hypothesis profiles, where vectors from outside are found."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(Path(__file__).parent))  # custody_helpers
+
+# The same examples in every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=explore looks for new ones.
+settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("explore", deadline=None, max_examples=2000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+
+def pytest_report_header() -> str:
+    from kmscore.config import load_settings
+    from kmscore.errors import SetupError
+
+    try:
+        module = load_settings("unused").pkcs11_module
+    except SetupError as error:
+        return f"token: none ({error.message})"
+    return f"token: {module}"
+
+
+@pytest.fixture(scope="session")
+def vectors() -> Path:
+    """The folder of vectors from outside, KMS_VECTORS; tests that need it are skipped where it is absent."""
+    folder = Path(os.environ.get("KMS_VECTORS", ROOT.parent / "shared" / "vectors"))
+    if not folder.is_dir():
+        pytest.skip(f"no vectors at {folder}; name their folder in KMS_VECTORS")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A developer's own KMS_ variables must not decide what a test does."""
+    for name in list(os.environ):
+        if name.startswith("KMS_") and name not in ("KMS_VECTORS", "KMS_KILL_SEED"):
+            monkeypatch.delenv(name)

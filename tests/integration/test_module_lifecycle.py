@@ -1,0 +1,209 @@
+"""One PKCS#11 library and one configuration per process: opened twice, opened elsewhere, forked, and left open at exit."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pkcs11
+import pytest
+
+from kmscore.custody import module
+from kmscore.custody.probe import probe
+from kmscore.errors import KmsError, SetupError
+from tests.custody_helpers import fast_directory, header_of, new_ref, open_keeper, opened, run_child, settings_of
+
+USE = """
+import threading, time
+keeper = open_keeper(home)
+ref = new_ref()
+keeper.generate(ref)
+key = keeper.load(ref)
+header = bytes(19)
+def forever(call):
+    try:
+        while True:
+            call()
+    except Exception as error:
+        assert type(error).__name__ == "KmsError", error
+def daemon(call):
+    threading.Thread(target=forever, args=(call,), daemon=True).start()
+"""
+# How a process may end without having closed anything.
+ENDS = {
+    "as it is": "",
+    "while threads encrypt": "[daemon(lambda: key.encrypt_batch(header, header, [b'x'] * 64)) for _ in range(3)]; time.sleep(0.2)",
+    "while threads generate": "[daemon(lambda: keeper.generate(new_ref())) for _ in range(2)]; time.sleep(0.2)",
+    "while threads enumerate": "[daemon(keeper.inventory) for _ in range(2)]; time.sleep(0.2)",
+    "with an exception": "keep = [keeper, key]; raise SystemExit(0)",
+    "in a fork": """
+pid = os.fork()
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+    key.encrypt(header, header, b"x")
+else:
+    for call in (lambda: open_keeper(home), lambda: key.encrypt(header, header, b"x"), lambda: keeper.generate(new_ref())):
+        try:
+            call()
+        except Exception as error:
+            assert "fork" in str(error) or "closed" in str(error), error
+        else:
+            os._exit(1)
+    keeper.close()
+""",
+    "in a fork after a close": """
+keeper.close()
+pid = os.fork()
+if pid:
+    assert os.waitpid(pid, 0)[1] == 0
+keeper = open_keeper(home)
+keeper.load(ref).encrypt(header, header, b"x")
+""",
+}
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    with fast_directory() as path:
+        yield path
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_process_ends_well_without_a_close(directory: Path, end: str) -> None:
+    answer = run_child(USE + ENDS[end], directory / "home")
+    assert answer.returncode == 0, answer.stderr
+    with opened(directory / "home") as keeper:
+        assert keeper.sweep() == 0
+
+
+def test_the_same_home_twice_another_only_after_the_last_close(directory: Path) -> None:
+    first, second = open_keeper(directory / "a"), open_keeper(directory / "a")
+    ref = new_ref()
+    first.generate(ref)
+    for keeper in (first, second):
+        with pytest.raises(SetupError, match="one configuration per process"):
+            open_keeper(directory / "b")
+        assert second.load(ref)
+        keeper.close()
+        keeper.close()
+    assert not module._open
+    with pytest.raises(KmsError):
+        first.generate(new_ref())
+    with opened(directory / "b") as keeper:
+        assert keeper.inventory().materials == frozenset()
+
+
+def test_dozens_of_homes_one_after_the_other(directory: Path) -> None:
+    serials = set()
+    for number in range(24):
+        with opened(directory / str(number % 12)) as keeper:
+            ref = new_ref()
+            keeper.generate(ref)
+            header = header_of(ref)
+            assert keeper.load(ref).encrypt(header, header, b"x")
+            serials.add(keeper.token_serial)
+    assert len(serials) == 12
+    assert "SOFTHSM2_CONF" not in os.environ
+
+
+def test_the_environment_is_as_it_was(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOFTHSM2_CONF", "/nowhere/softhsm2.conf")
+    with opened(directory / "home"):
+        assert os.environ["SOFTHSM2_CONF"] == "/nowhere/softhsm2.conf"
+    assert os.environ["SOFTHSM2_CONF"] == "/nowhere/softhsm2.conf"
+
+
+def test_python_pkcs11_cannot_initialise_it_behind_our_back(directory: Path) -> None:
+    with opened(directory / "home") as keeper:
+        with pytest.raises(pkcs11.PKCS11Error):
+            pkcs11.lib(keeper.module_facts["path"])
+        ref = new_ref()
+        keeper.generate(ref)
+        assert keeper.load(ref)
+    first = "import pkcs11\npkcs11.lib(sys.argv[2])\nopen_keeper(home)"
+    conf = directory / "home" / "softhsm2.conf"
+    path = settings_of(directory / "home").pkcs11_module
+    for name in (path, os.path.realpath(path)):
+        answer = run_child(f"os.environ['SOFTHSM2_CONF'] = {str(conf)!r}\n" + first, directory / "other", name)
+        assert "SetupError" in answer.stderr
+        assert "first" in answer.stderr
+
+
+def test_modules_that_are_none_are_said(directory: Path) -> None:
+    (directory / "libsofthsm2.so").write_bytes(b"not a library")
+    for path, said in (
+        ("/nowhere/libsofthsm2.so", "no PKCS#11 module"),
+        (directory / "libsofthsm2.so", "cannot be"),
+        ("x/pkcs11-spy.so", "spy"),
+    ):
+        with pytest.raises(SetupError, match=said):
+            open_keeper(directory / "home", pkcs11_module=str(path))
+    with pytest.raises(SetupError, match="no token"):
+        open_keeper(directory / "home", pkcs11_module="none")
+
+
+@pytest.fixture
+def external(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A SoftHSM token that an operator made; answers its PIN file."""
+    if shutil.which("softhsm2-util") is None:
+        pytest.skip("needs softhsm2-util")
+    (directory / "tokens").mkdir()
+    (directory / "conf").write_text(f"directories.tokendir = {directory}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
+    monkeypatch.setenv("SOFTHSM2_CONF", str(directory / "conf"))
+    command = ["softhsm2-util", "--init-token", "--free", "--label", "theirs", "--pin", "4711", "--so-pin", "12345678"]
+    subprocess.run(command, check=True, capture_output=True)
+    pin = directory / "their-pin"
+    pin.write_text("4711")
+    pin.chmod(0o600)
+    return pin
+
+
+def test_an_external_token_is_used_and_otherwise_left_alone(directory: Path, external: Path) -> None:
+    more = {"pkcs11_token": "theirs", "pkcs11_pin_file": str(external)}
+    with opened(directory / "home", **more) as keeper:
+        assert not keeper.owns_token
+        ref = new_ref()
+        facts = keeper.generate(ref)
+        assert facts["token_serial"] == keeper.token_serial
+        header = header_of(ref)
+        key = keeper.load(ref)
+        assert key.decrypt(19, header, key.encrypt(header, header, b"x")) == b"x"
+        (files,) = (directory / "tokens").iterdir()
+        (files / "dead.object").write_bytes(b"")
+        assert keeper.sweep() == 0
+        assert (files / "dead.object").exists()
+        assert keeper.inventory().materials == {ref.material_id}
+        assert keeper.inventory().foreign == ()
+    with opened(directory / "home", instance="other", **more) as keeper:
+        assert keeper.inventory().materials == frozenset()
+        assert keeper.inventory().foreign == ()
+        keeper.destroy(ref.material_id)
+    assert {path.name for path in (directory / "home").iterdir()} == {"run"}
+
+
+def test_an_external_token_that_is_not_as_said(directory: Path, external: Path) -> None:
+    with pytest.raises(SetupError, match="'theirs'"):
+        open_keeper(directory / "home", pkcs11_token="mine", pkcs11_pin_file=str(external))
+    external.chmod(0o644)
+    with pytest.raises(SetupError, match="chmod"):
+        open_keeper(directory / "home", pkcs11_token="theirs", pkcs11_pin_file=str(external))
+    external.chmod(0o600)
+    external.write_text("4712")
+    with pytest.raises(SetupError, match="PIN"):
+        open_keeper(directory / "home", pkcs11_token="theirs", pkcs11_pin_file=str(external))
+    with pytest.raises(SetupError, match="PIN file"):
+        open_keeper(directory / "home", pkcs11_token="theirs", pkcs11_pin_file=str(directory / "none"))
+    assert not module._open
+
+
+def test_the_doctor_finds_a_new_home_well(directory: Path) -> None:
+    with opened(directory / "home") as keeper:
+        found = probe(settings_of(directory / "home"), keeper)
+        assert not [finding for finding in found if finding.level == "fail"]
+        said = "\n".join(finding.what for finding in found)
+        for part in (keeper.token_serial, "Aliyun_AES_256: suite 1", "Aliyun_AES_128: suite 2", "copy are whole", "SoftHSM"):
+            assert part in said
+        assert (directory / "home" / "pin").read_text().strip() not in said
