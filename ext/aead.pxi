@@ -2,9 +2,8 @@
 
 # FORMAT.md: a blob whose plaintext would be longer is refused before a key is touched.
 cdef Py_ssize_t _MAX_PLAINTEXT = 8192
-# A batch is worked off in slices, so that neither its scratch memory nor the time between two looks at the key grow with it.
+# A batch is worked off in slices, so that the time between two looks at the key does not grow with it.
 cdef Py_ssize_t _SLICE = 256
-cdef Py_ssize_t _SCRATCH = 1 << 18
 
 # What empty data points to: NULL makes SoftHSM fail or crash (RELIABILITY O6).
 cdef unsigned char[1] _NOTHING = [0]
@@ -62,6 +61,27 @@ cdef void _fail(hot_item *items, Py_ssize_t n, CK_RV rv, int step) noexcept:
         items[i].step = step
 
 
+# A bytes object that a plaintext is written into, before anyone else can see it. SoftHSM wants room for the tag as well (HSM.md section 5),
+# so it is made that much too long and cut to size afterwards, which moves nothing.
+
+cdef inline bytes _plaintext(hot_item *item):
+    """The object of an item that came out well, cut to size."""
+    cdef PyObject *raw = <PyObject *>item.plaintext
+    item.plaintext = NULL
+    raw_bytes_resize(&raw, item.out_len)  # on failure it has freed the object itself
+    plaintext = <object>raw
+    Py_DECREF(plaintext)
+    return plaintext
+
+
+cdef inline void _drop_plaintext(hot_item *item) noexcept:
+    """The object of an item that did not: a module may have left unverified plaintext in it."""
+    if item.plaintext != NULL:
+        explicit_bzero(item.out, item.in_len)
+        Py_DECREF(<object>item.plaintext)
+        item.plaintext = NULL
+
+
 cdef struct Work:
     hot_item *items
     Source *sources
@@ -70,24 +90,28 @@ cdef struct Work:
 
 
 cdef int _start_work(Work *work, Py_ssize_t n) except -1:
+    cdef Py_ssize_t room = min(n, _SLICE)
     memset(work, 0, sizeof(Work))
-    work.items = <hot_item *>PyMem_Malloc(min(n, _SLICE) * sizeof(hot_item))
-    work.sources = <Source *>PyMem_Malloc(min(n, _SLICE) * sizeof(Source))
+    work.items = <hot_item *>PyMem_Calloc(room, sizeof(hot_item))
+    work.sources = <Source *>PyMem_Malloc(room * sizeof(Source))
     if work.items == NULL or work.sources == NULL:
         _end_work(work)
         raise MemoryError
     return 0
 
 
-cdef void _release_inputs(Work *work) noexcept:
+cdef void _release_work(Work *work) noexcept:
+    """Let go of what a slice held."""
     cdef Py_ssize_t i
     for i in range(work.taken):
         _release_input(&work.sources[i])
+    for i in range(work.count):
+        _drop_plaintext(&work.items[i])
     work.taken = work.count = 0
 
 
 cdef void _end_work(Work *work) noexcept:
-    _release_inputs(work)
+    _release_work(work)
     PyMem_Free(work.items)
     PyMem_Free(work.sources)
 
@@ -178,25 +202,20 @@ cdef class AeadKey:
         """
         cdef hot_item item
         cdef Source source
-        cdef PyObject *plaintext = NULL
         self.check()
+        item.plaintext = NULL
         _take_blob(blob, &item, &source)
         try:
             if self.parse_blob(header_size, &item):
-                # SoftHSM wants room for the tag as well (HSM.md section 5): the object is cut to size afterwards.
-                plaintext = raw_bytes_new(NULL, item.in_len)
-                item.out = <unsigned char *>raw_bytes_at(plaintext)
+                item.plaintext = <void *>raw_bytes_new(NULL, item.in_len)
+                item.out = <unsigned char *>raw_bytes_at(<PyObject *>item.plaintext)
                 self.unseal(&item, 1, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
             if item.rv != CKR_OK:
                 raise _item_error(&item)
-            raw_bytes_resize(&plaintext, item.out_len)
-            return <object>plaintext
+            return _plaintext(&item)
         finally:
             _release_input(&source)
-            if plaintext != NULL:
-                if item.rv != CKR_OK:
-                    explicit_bzero(item.out, item.in_len)
-                Py_DECREF(<object>plaintext)
+            _drop_plaintext(&item)
 
     def decrypt_secret(self, Py_ssize_t header_size, bytes aad not None, blob not None):
         """As `decrypt`, but the plaintext goes straight into a new Secret."""
@@ -247,7 +266,7 @@ cdef class AeadKey:
                 for i in range(work.count):
                     if work.items[i].rv != CKR_OK:
                         results[work.items[i].index] = _item_error(&work.items[i])
-                _release_inputs(&work)
+                _release_work(&work)
             return results
         finally:
             _end_work(&work)
@@ -258,31 +277,22 @@ cdef class AeadKey:
         cdef list results = [None] * len(inputs)
         cdef Py_ssize_t n = len(inputs)
         cdef Py_ssize_t start = 0
-        cdef Py_ssize_t room
         cdef Work work
         cdef hot_item *item
-        cdef unsigned char *scratch = NULL
-        cdef unsigned char *at
         self.check()
         if n == 0:
             return results
         _start_work(&work, n)
-        room = min(n * (_MAX_PLAINTEXT + GCM_TAG), _SCRATCH)
         try:
-            scratch = <unsigned char *>PyMem_Malloc(room)
-            if scratch == NULL:
-                raise MemoryError
             while start < n:
-                at = scratch
-                # Room for one more message of the greatest length is what a slice goes on with.
-                while start < n and work.taken < _SLICE and at - scratch + _MAX_PLAINTEXT + GCM_TAG <= room:
+                while start < n and work.taken < _SLICE:
                     item = &work.items[work.count]
                     _take_blob(inputs[start], item, &work.sources[work.taken])
                     work.taken += 1
                     item.index = start
                     if self.parse_blob(header_size, item):
-                        item.out = at
-                        at += item.in_len
+                        item.plaintext = <void *>raw_bytes_new(NULL, item.in_len)
+                        item.out = <unsigned char *>raw_bytes_at(<PyObject *>item.plaintext)
                         work.count += 1
                     else:
                         results[start] = _item_error(item)
@@ -290,17 +300,10 @@ cdef class AeadKey:
                 self.unseal(work.items, work.count, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
                 for i in range(work.count):
                     item = &work.items[i]
-                    if item.rv != CKR_OK:
-                        results[item.index] = _item_error(item)
-                    else:
-                        results[item.index] = PyBytes_FromStringAndSize(<char *>item.out, item.out_len)
-                explicit_bzero(scratch, at - scratch)
-                _release_inputs(&work)
+                    results[item.index] = _plaintext(item) if item.rv == CKR_OK else _item_error(item)
+                _release_work(&work)
             return results
         finally:
-            if scratch != NULL:
-                explicit_bzero(scratch, room)
-                PyMem_Free(scratch)
             _end_work(&work)
 
 

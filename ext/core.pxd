@@ -61,6 +61,7 @@ cdef extern from "hot.h" nogil:
         CK_RV rv
         int step
         size_t index
+        void *plaintext
 
     CK_RV hot_session(hot_lane *lane, CK_FLAGS more_flags)
     void hot_drop_session(hot_lane *lane)

@@ -53,7 +53,8 @@ typedef struct {
     CK_OBJECT_HANDLE key;
     CK_RV rv; /* an item that comes with anything but CKR_OK has failed already and is left alone */
     int step;
-    size_t index; /* its place in the caller's batch */
+    size_t index;    /* its place in the caller's batch */
+    void *plaintext; /* the object that `out` lies in, when decrypting; for the caller only */
 } hot_item;
 
 CK_RV hot_session(hot_lane *lane, CK_FLAGS more_flags);

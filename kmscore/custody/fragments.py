@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from kmscore.custody.files import sync_directory
-from kmscore.custody.objectfile import is_fragment, is_nameless
+from kmscore.custody.objectfile import has_id, is_fragment, is_nameless
 
 TOKEN_OBJECT = "token.object"
 # A foreign tool that is making an object right now takes no lock of ours: what changes between two looks is alive. A whole C_GenerateKey
@@ -25,8 +25,13 @@ def find_fragments(token_directory: Path) -> dict[Path, int]:
 
 
 def find_nameless(token_directory: Path) -> list[Path]:
-    """Finished objects with neither id nor label: not ours, and no fragments."""
-    return [path for path, _, data in _objects(token_directory) if is_nameless(data) and not is_fragment(data)]
+    """Objects with neither id nor label: fragments, and finished ones that somebody made so and that are not ours to remove."""
+    return [path for path, _, data in _objects(token_directory) if not data or is_nameless(data)]
+
+
+def count_named(token_directory: Path) -> int:
+    """How many object files, finished or not, have a CKA_ID."""
+    return sum(has_id(data) for _, _, data in _objects(token_directory))
 
 
 def _objects(token_directory: Path) -> Iterator[tuple[Path, int, bytes]]:

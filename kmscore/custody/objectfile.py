@@ -12,6 +12,7 @@ Values of private objects are encrypted; booleans, integers and the token's own 
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,18 +34,24 @@ class TokenObject:
 
 def parse(data: bytes) -> dict[int, Value] | None:
     """Attributes of an object file by type, or None when it is cut short or malformed. Eight bytes and no attribute is well-formed."""
-    if len(data) < 8:
+    try:
+        return dict(_attributes(data))
+    except ValueError:
         return None
-    attributes: dict[int, Value] = {}
+
+
+def _attributes(data: bytes) -> Iterator[tuple[int, Value]]:
+    """The attributes in the order of the file. Raises ValueError where it is cut short or malformed."""
+    if len(data) < 8:
+        raise ValueError("cut short")
     at = 8
     try:
         while at < len(data):
-            kind_of, kind = struct.unpack_from(">QQ", data, at)
+            type_of, kind = struct.unpack_from(">QQ", data, at)
             value, at = _value(data, at + 16, kind)
-            attributes[kind_of] = value
-    except (struct.error, ValueError):
-        return None
-    return attributes
+            yield type_of, value
+    except struct.error:
+        raise ValueError("cut short") from None
 
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Value, int]:
@@ -93,15 +100,23 @@ def is_fragment(data: bytes) -> bool:
     """
     if not data:
         return True
-    attributes = parse(data)
-    return attributes is not None and not attributes.get(_CKA_TOKEN) and _unnamed(attributes)
+    return _lacks(data, (_CKA_TOKEN, _CKA_LABEL, _CKA_ID))
 
 
 def is_nameless(data: bytes) -> bool:
     """True of an object file, finished or not, that has neither CKA_ID nor CKA_LABEL."""
+    return _lacks(data, (_CKA_LABEL, _CKA_ID))
+
+
+def has_id(data: bytes) -> bool:
+    """True of an object file with a CKA_ID (whose value is encrypted in a private object)."""
     attributes = parse(data)
-    return attributes is not None and _unnamed(attributes)
+    return attributes is not None and bool(attributes.get(_CKA_ID))
 
 
-def _unnamed(attributes: dict[int, Value]) -> bool:
-    return not (attributes.get(_CKA_ID) or attributes.get(_CKA_LABEL))
+def _lacks(data: bytes, types: tuple[int, ...]) -> bool:
+    """Whether a file is well-formed and has none of these attributes with a value. Stops at the first it finds: CKA_TOKEN comes early."""
+    try:
+        return not any(type_of in types and value for type_of, value in _attributes(data))
+    except ValueError:
+        return False

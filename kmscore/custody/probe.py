@@ -116,9 +116,10 @@ def probe_own_token(settings: Settings) -> Iterator[Finding]:
         yield Finding("warn", f"the copy of token.object at {place.guard.saved} is missing", "the next start saves it")
     else:
         yield Finding("ok", "token.object and its saved copy are whole")
-    if fragments := find_fragments(directory):
+    fragments = find_fragments(directory)
+    if fragments:
         yield Finding("warn", f"{len(fragments)} fragments of killed calls lie in the token", "kms reconcile clears them away")
-    if nameless := find_nameless(directory):
+    if nameless := [path for path in find_nameless(directory) if path not in fragments]:
         yield Finding("warn", f"{len(nameless)} objects without id and label lie in the token, not made by kmscore", "find out whose")
 
 

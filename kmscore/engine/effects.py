@@ -81,7 +81,8 @@ class Effects:
 
         def outcome(key: Key) -> None:
             if key.open_intent is None or key.open_intent.material_id != ref.material_id.hex():
-                # Only a recovery that took this process for dead can have closed it; it has destroyed the material too.
+                # Only a recovery that took this process for dead can have closed it: what came into being since is destroyed, too.
+                keeper.destroy(ref.material_id)
                 raise KmsError("ServiceUnavailableTemporary", "the attempt was given up by another process; try again")
             key.material_ready(ref.material_id, facts, now())
 

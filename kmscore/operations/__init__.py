@@ -32,5 +32,6 @@ def invoke(kms: object, name: str, params: Mapping[str, str], request_id: str = 
     """
     operation = find(name)
     keywords = arguments(operation, params)
-    result = getattr(kms, operation.method)(**keywords)
-    return {"RequestId": request_id or str(uuid.uuid4()), **dict(sorted(operation.answer(result).items()))}
+    answer = operation.answer(getattr(kms, operation.method)(**keywords))
+    answer["RequestId"] = request_id or str(uuid.uuid4())
+    return dict(sorted(answer.items()))

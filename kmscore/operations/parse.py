@@ -48,7 +48,7 @@ def _sort_out(operation: Operation, params: Mapping[str, str]) -> tuple[dict[str
     given: dict[str, str] = {}
     parts: dict[str, Parts] = {}
     for name, value in params.items():
-        _encodable(name, value)
+        _encodable(name, name + value)
         if name in known and known[name].kind not in REPEATED:
             given[name] = value
             continue

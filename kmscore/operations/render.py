@@ -69,9 +69,7 @@ def tags(items: Sequence[Tag]) -> Json:
 
 
 def tag_resources(page: TagPage) -> Json:
-    rows = [
-        {"ResourceId": item.key_id, "ResourceType": "key", "TagKey": item.tag_key, "TagValue": item.tag_value} for item in page.items
-    ]
+    rows = [{"ResourceId": item.key_id, "ResourceType": "key", "TagKey": item.tag_key, "TagValue": item.tag_value} for item in page.items]
     return {"NextToken": page.next_token, "TagResources": {"TagResource": rows}}
 
 

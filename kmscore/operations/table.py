@@ -65,7 +65,6 @@ _ALL = (
             Param("DKMSInstanceId", "A dedicated instance; there is none here."),
             Param("KeyStorageMechanism", "Not offered.", Kind.UNOFFERED, default="HsmInternal"),
             *_unoffered("Policy"),
-            _DRY_RUN,
         ),
         render.key_metadata,
     ),
@@ -88,9 +87,7 @@ _ALL = (
         render.nothing,
     ),
     Operation("EnableKey", "Let a disabled key be used again.", "key-lifecycle", (_KEY,), render.nothing),
-    Operation(
-        "DisableKey", "Refuse every use of a key, everywhere, from when the answer comes.", "key-lifecycle", (_KEY,), render.nothing
-    ),
+    Operation("DisableKey", "Refuse every use of a key, everywhere, from when the answer comes.", "key-lifecycle", (_KEY,), render.nothing),
     Operation(
         "ScheduleKeyDeletion",
         "Destroy a key after a waiting time, in which it is unusable and can be saved.",
@@ -212,7 +209,13 @@ _ALL = (
         "crypto-symmetric",
         (
             _KEY_OR_ALIAS,
-            Param("Plaintext", "The string, by convention base64; Decrypt answers it as it is.", Kind.TEXT, required=True, maximum=MAX_TEXT_BYTES),
+            Param(
+                "Plaintext",
+                "The string, by convention base64; Decrypt answers it as it is.",
+                Kind.TEXT,
+                required=True,
+                maximum=MAX_TEXT_BYTES,
+            ),
             _CONTEXT,
             _DRY_RUN,
         ),
@@ -247,7 +250,9 @@ _ALL = (
         (*_DATA_KEY, *_unoffered("Recipient"), _DRY_RUN),
         render.data_key,
     ),
-    Operation("GenerateDataKeyWithoutPlaintext", "A new data key, encrypted only.", "crypto-symmetric", (*_DATA_KEY, _DRY_RUN), render.data_key),
+    Operation(
+        "GenerateDataKeyWithoutPlaintext", "A new data key, encrypted only.", "crypto-symmetric", (*_DATA_KEY, _DRY_RUN), render.data_key
+    ),
     Operation(
         "EncryptBatch",
         "Encrypt several byte strings in one go, all or none.",

@@ -228,6 +228,28 @@ def test_an_intent_whose_cleaning_fails_is_settled_by_the_next_command(commits_a
     check("rotate-hsm", world)
 
 
+def test_an_attempt_that_was_given_up_by_another_process_is_not_activated(commits_are_steps: list[FakeToken]) -> None:
+    """A recovery took this process for dead, and abandoned its attempt while the custody was still at work on it."""
+    world = build("rotate-hsm")
+    with world.process() as kms:
+        before = set(world.token.objects)
+
+        def give_up() -> None:
+            key = kms._s.store.key(world.key)
+            assert key is not None
+            assert key.open_intent is not None
+            key.material_abandoned(bytes.fromhex(key.open_intent.material_id), kms._s.lifecycle.by())
+            kms._s.store.append(key)
+
+        world.token.faults.at("generate.after", give_up)
+        with pytest.raises(KmsError) as refused:
+            kms.rotate_key(world.key)
+        assert refused.value.code == "ServiceUnavailableTemporary"
+        assert set(world.token.objects) == before
+        assert kms.list_key_versions(world.key).total_count == 1
+    check("rotate-hsm", world)
+
+
 def test_an_object_that_no_event_explains_is_reported_and_left_alone(commits_are_steps: list[FakeToken]) -> None:
     world = build("create-hsm")
     stranger = bytes(range(16))

@@ -18,6 +18,7 @@ from typing import Any
 
 import pkcs11
 import pytest
+from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 from pkcs11 import Attribute, KeyType, ObjectClass
 
 from kmscore.config import SOFTHSM_MODULES
@@ -48,17 +49,30 @@ def vectors(name: str) -> Any:
     return json.loads(path.read_text())
 
 
+def xaes_subkey(key: bytes, nonce: bytes) -> bytes:
+    """Kx of XAES-256-GCM by docs/FORMAT.md, on `cryptography`."""
+
+    def aes(block: bytes) -> bytes:
+        return Cipher(algorithms.AES(key), modes.ECB()).encryptor().update(block)
+
+    doubled = int.from_bytes(aes(bytes(16))) << 1
+    k1 = (doubled ^ 0x87 if doubled >> 128 else doubled) & (1 << 128) - 1
+    return b"".join(aes((int.from_bytes(bytes((0, half, 0x58, 0)) + nonce[:12]) ^ k1).to_bytes(16)) for half in (1, 2))
+
+
+# Place in the function list (PKCS#11 v2.40 section 5.1), C_Initialize being 0.
+_INDEX = {"C_OpenSession": 12, "C_CloseSession": 13, "C_GetAttributeValue": 24, "C_EncryptInit": 29, "C_Encrypt": 30}
+
+
 class Raw:
     """The module by its function list, through ctypes: what no method of the core offers, such as a chosen nonce."""
-
-    _INDEX = {"C_OpenSession": 12, "C_CloseSession": 13, "C_GetAttributeValue": 24, "C_EncryptInit": 29, "C_Encrypt": 30}
 
     def __init__(self, function_list: int, slot: int) -> None:
         self._list, self._slot = function_list, slot
 
     def call(self, name: str, *arguments: object) -> int:
         # CK_VERSION is two bytes, padded to a pointer; the pointers follow in the order of the specification.
-        at = self._list + 8 + 8 * self._INDEX[name]
+        at = self._list + 8 + 8 * _INDEX[name]
         function = ctypes.CFUNCTYPE(ctypes.c_ulong)(ctypes.c_void_p.from_address(at).value)
         function.argtypes = [ctypes.c_ulong if isinstance(a, int) else ctypes.c_void_p for a in arguments]
         return int(function(*arguments))
@@ -133,8 +147,8 @@ class Rig:
                 Attribute.SENSITIVE: True,
                 Attribute.EXTRACTABLE: False,
                 Attribute.DERIVE: derives,
-                **{usage: not derives for usage in (Attribute.ENCRYPT, Attribute.DECRYPT)},
-                **{usage: False for usage in (Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.VERIFY)},
+                **dict.fromkeys((Attribute.ENCRYPT, Attribute.DECRYPT), not derives),
+                **dict.fromkeys((Attribute.WRAP, Attribute.UNWRAP, Attribute.SIGN, Attribute.VERIFY), False),
             }
         )
         self.objects.append(thing)

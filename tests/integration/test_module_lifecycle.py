@@ -12,9 +12,10 @@ import pkcs11
 import pytest
 
 from kmscore.custody import module
+from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.probe import probe
 from kmscore.errors import KmsError, SetupError
-from tests.custody_helpers import fast_directory, header_of, new_ref, open_keeper, opened, run_child, settings_of
+from tests.custody_helpers import child, fast_directory, header_of, new_ref, open_keeper, opened, run_child, settings_of
 
 USE = """
 import threading, time
@@ -107,6 +108,69 @@ def test_dozens_of_homes_one_after_the_other(directory: Path) -> None:
             serials.add(keeper.token_serial)
     assert len(serials) == 12
     assert "SOFTHSM2_CONF" not in os.environ
+
+
+THREADS = """
+import random, threading
+from kmscore.domain.specs import Suite
+from kmscore.errors import KmsError
+keeper = open_keeper(home)
+failed = []
+def work(seed):
+    chance, mine = random.Random(seed), []
+    try:
+        for _ in range(12):
+            ref = new_ref(chance.choice(list(Suite)))
+            keeper.generate(ref)
+            mine.append(ref)
+            for _ in range(3):
+                used = chance.choice(mine)
+                key = keeper.load(used)
+                assert key.decrypt(19, bytes(19), key.encrypt(bytes(19), bytes(19), b"x")) == b"x"
+                key.retire()
+            if chance.random() < 0.5:
+                gone = mine.pop()
+                keeper.destroy(gone.material_id)
+                try:
+                    keeper.load(gone)
+                    failed.append("loaded after its destruction")
+                except KmsError as error:
+                    assert error.code == "Rejected.Unavailable", error
+            if chance.random() < 0.2:
+                keeper.inventory()
+                keeper.sweep()
+    except Exception as error:
+        failed.append(repr(error))
+    for ref in mine:
+        print(ref.material_id.hex())
+threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
+[thread.start() for thread in threads]
+[thread.join() for thread in threads]
+assert not failed, failed
+keeper.close()
+"""
+
+
+@pytest.mark.timeout(120)
+def test_threads_of_several_processes_on_one_token(directory: Path) -> None:
+    processes = [child(THREADS, directory / "home") for _ in range(3)]
+    answers = [process.communicate(timeout=100) for process in processes]
+    assert [process.returncode for process in processes] == [0] * 3, answers
+    with opened(directory / "home") as keeper:
+        assert keeper.inventory().materials == {bytes.fromhex(line) for out, _ in answers for line in out.split()}
+        assert keeper.inventory().foreign == ()
+
+
+def test_an_object_that_softhsm_lists_twice_is_one(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As it does when a thread uses the token while another makes an object (HsmKeeper._sees_everything)."""
+    with opened(directory / "home") as keeper:
+        find = HsmKeeper._find
+        monkeypatch.setattr(HsmKeeper, "_find", lambda self, session, material_id: find(self, session, material_id) * 2)
+        ref = new_ref()
+        keeper.generate(ref)
+        assert keeper.load(ref)
+        keeper.destroy(ref.material_id)
+        assert keeper.inventory().materials == frozenset()
 
 
 def test_the_environment_is_as_it_was(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from p11_helpers import AAD, HEADER, Rig, open_rig
 
 from kmscore.custody._p11 import AeadKey, Secret
 from kmscore.errors import KmsError, TokenError
-from tests.integration.p11_helpers import AAD, HEADER, Rig, open_rig
 
 OPAQUE = 'InvalidParameter: The specified parameter "CiphertextBlob" is not valid.'
 NONCE = {1: 24, 2: 12}

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from p11_helpers import AAD, HEADER, Rig, Shim, build_shim, open_rig
 
 from kmscore.errors import KmsError, TokenError
-from tests.integration.p11_helpers import AAD, HEADER, Rig, Shim, build_shim, open_rig
 
 
 @pytest.fixture(scope="module")
@@ -249,7 +249,7 @@ def test_close_and_finalize_wait_for_calls(rig: Rig, shim: Shim) -> None:
     key.encrypt(HEADER, AAD, b"x")
     for end in (rig.token.close, rig.restart):
         with shim.held("C_EncryptInit"):
-            call = Background(lambda: key.encrypt(HEADER, AAD, b"x"))
+            call = Background(lambda key=key: key.encrypt(HEADER, AAD, b"x"))  # type: ignore[misc]
             shim.wait_for("C_EncryptInit")
             ending = Background(end)
             while True:  # until `end` has begun

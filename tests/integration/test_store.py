@@ -292,6 +292,33 @@ def test_the_read_side_pages_and_filters(opened: Opened) -> None:
             queries.list_keys(NOW, bad, 10, 0)
 
 
+def test_due_rows_are_those_of_the_state(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    later = datetime(2040, 1, 1, tzinfo=UTC)
+
+    def due() -> list[str]:
+        return [kind for _, _, kind in opened.queries.due(later, 10)]
+
+    def step(decide: Any) -> None:
+        key = load(opened.store, "key-1")
+        decide(key)
+        opened.store.append(key)
+
+    assert due() == []
+    assert opened.queries.next_due() is None
+    step(lambda key: key.change_rotation(7 * 86400, by()))
+    assert due() == ["rotate"]
+    assert opened.queries.due(NOW, 10) == []
+    step(lambda key: key.disable(by()))
+    assert due() == []  # suspended: a million disabled keys cost a tick nothing
+    step(lambda key: key.enable(by()))
+    assert due() == ["rotate"]
+    step(lambda key: key.schedule_deletion(7, by()))
+    assert due() == ["delete"]
+    step(lambda key: key.cancel_deletion(by()))
+    assert due() == ["rotate"]
+
+
 def test_a_store_that_cannot_be_read_says_so(opened: Opened) -> None:
     class Broken(DurableDatastore):
         pass

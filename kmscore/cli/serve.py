@@ -1,0 +1,75 @@
+"""`kms serve`: an engine, its ticker, and the HTTP service on it, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import logging
+import shlex
+import signal
+import socket
+import sys
+from pathlib import Path
+
+import click
+
+import kmscore
+from kmscore.cli.engine import home_path, open_engine, takes_home
+from kmscore.config import Settings, load_settings
+from kmscore.errors import SetupError
+
+DRAIN_SECONDS = 10  # how long requests in progress may take to end
+
+
+@click.command()
+@click.option("--listen", metavar="HOST:PORT", help="Where to listen.  [default: $KMS_LISTEN, else 127.0.0.1:8480]")
+@takes_home
+def serve(listen: str | None) -> None:
+    """Serve, and rotate and destroy keys on time. Makes the home at the first start."""
+    import uvicorn  # late: `kms --help` needs none of it
+
+    from kmscore.api.app import build_app
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _stop)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
+    settings = load_settings(home_path())
+    with _bind(listen or settings.listen) as listener, open_engine(ticker=True) as kms:
+        _announce(kms.settings, listener)
+        config = uvicorn.Config(
+            build_app(kms), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
+        )
+        uvicorn.Server(config).run(sockets=[listener])
+
+
+def _stop(number: int, _: object) -> None:
+    """Before the server runs and after it has drained (it hands the signal on): leave through every `with`."""
+    for each in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(each, signal.SIG_IGN)
+    raise SystemExit(0)
+
+
+def _bind(address: str) -> socket.socket:
+    host, _, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not host or not port.isdigit() or int(port) > 65535:
+        raise SetupError(f"KMS_LISTEN must be HOST:PORT, not {address!r}")
+    try:
+        family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
+        return socket.create_server((host, int(port)), family=family, backlog=1024)
+    except OSError as error:
+        raise SetupError(f"cannot listen on {address}: {error.strerror or error}") from None
+
+
+def _announce(settings: Settings, listener: socket.socket) -> None:
+    host, port = listener.getsockname()[:2]
+    shown = f"[{host}]" if ":" in host else host
+    program = sys.argv[0] if Path(sys.argv[0]).name == "kms" else "kms"
+    kms = shlex.join([program, "--home", str(settings.home)])
+    click.echo(f"kmscore {kmscore.__version__} serves on http://{shown}:{port}")
+    if settings.root_access_key_id:
+        click.echo("credentials: from the environment or kms.toml")
+    else:
+        click.echo(f"credentials: {settings.home / 'credentials'}")
+    click.echo("try:")
+    click.echo(f'  {kms} CreateKey --ProtectionLevel HSM --Description "Key1 in Managed HSM"')
+    click.echo(f"  {kms} ListKeys")
+    sys.stdout.flush()

@@ -1,0 +1,87 @@
+"""The table of operations: against the engine's methods, and against the facts of the API where they lie beside the project."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from kmscore.engine.kms import Kms
+from kmscore.operations import GROUPS, OPERATIONS, Kind
+from kmscore.operations.kinds import REPEATED
+
+FACTS = Path(__file__).resolve().parents[3] / "shared" / "api" / "operations.json"
+NOT_YET = {"ExportDataKey", "GenerateAndExportDataKey"}
+# Where the table says something else than the facts do, and why that is right.
+REQUIRED_HERE = {
+    ("TagResource", "KeyId"): "the facts take a secret or a certificate in its place",
+    ("UntagResource", "KeyId"): "the same",
+}
+BOUNDS_HERE = {("GenerateDataKey", "NumberOfBytes"), ("GenerateDataKeyWithoutPlaintext", "NumberOfBytes")}  # 0 is as if absent
+
+
+def test_the_operations() -> None:
+    assert set(OPERATIONS) == set(
+        "CreateKey DescribeKey ListKeys UpdateKeyDescription EnableKey DisableKey ScheduleKeyDeletion CancelKeyDeletion"
+        " SetDeletionProtection CreateKeyVersion DescribeKeyVersion ListKeyVersions UpdateRotationPolicy RotateKey CreateAlias"
+        " UpdateAlias DeleteAlias ListAliases ListAliasesByKeyId TagResource UntagResource ListResourceTags TagResources"
+        " UntagResources ListTagResources Encrypt Decrypt ReEncrypt GenerateDataKey GenerateDataKeyWithoutPlaintext"
+        " EncryptBatch DecryptBatch".split()
+    )
+    assert {o.name for o in OPERATIONS.values() if o.extension} == {"RotateKey", "EncryptBatch", "DecryptBatch"}
+    assert {o.group for o in OPERATIONS.values()} == set(GROUPS)
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_the_engine_takes_what_the_table_offers(name: str) -> None:
+    operation = OPERATIONS[name]
+    takes = set(inspect.signature(getattr(Kms, operation.method)).parameters) - {"self"}
+    gives = {param.argument for param in operation.params if param.kind is not Kind.UNOFFERED} | set(operation.fixed)
+    assert gives == takes
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_every_parameter_is_told_in_a_sentence(name: str) -> None:
+    for text in (OPERATIONS[name].help, *(param.help for param in OPERATIONS[name].params)):
+        assert text
+        assert text[-1] in ".}]", text
+    assert len({param.name for param in OPERATIONS[name].params}) == len(OPERATIONS[name].params)
+
+
+@pytest.fixture(scope="module")
+def facts() -> dict[str, Any]:
+    if not FACTS.exists():
+        pytest.skip("the facts of the API are not beside the project")
+    return {operation["name"]: operation for operation in json.loads(FACTS.read_text())["operations"]}
+
+
+def test_every_operation_of_the_groups_is_there(facts: dict[str, Any]) -> None:
+    documented = {name for name, fact in facts.items() if fact["group"] in GROUPS}
+    assert documented - NOT_YET == {o.name for o in OPERATIONS.values() if not o.extension}
+    assert all(facts[o.name]["group"] == o.group for o in OPERATIONS.values() if not o.extension)
+
+
+@pytest.mark.parametrize("name", [o.name for o in OPERATIONS.values() if not o.extension])
+def test_parameters_are_those_of_the_facts(facts: dict[str, Any], name: str) -> None:
+    documented = {fact["name"]: fact for fact in facts[name]["parameters"]}
+    assert {param.name for param in OPERATIONS[name].params} == set(documented)
+    for param in OPERATIONS[name].params:
+        fact = documented[param.name]
+        if (name, param.name) not in REQUIRED_HERE:
+            assert param.required is fact["required"], param.name
+        if param.kind is Kind.UNOFFERED:
+            assert param.default == str(fact.get("default", ""))
+            continue
+        if (name, param.name) not in BOUNDS_HERE and fact["type"] == "Integer":
+            assert (param.minimum, param.maximum) == (fact.get("minimum"), fact.get("maximum")), param.name
+        if "enum" in fact and param.choices:
+            assert set(param.choices) <= set(fact["enum"]), param.name
+        assert (fact["type"] == "RepeatList") is (param.kind in REPEATED)
+        assert (fact["type"] == "Boolean") is (param.kind is Kind.BOOLEAN)
+        assert (fact["type"] == "Integer") is (param.kind is Kind.INTEGER)
+        for limit in ("max_chars", "max_items", "max_items_doc", "max_length_characters"):
+            if limit in fact:
+                assert param.maximum == fact[limit], param.name
