@@ -1,6 +1,6 @@
 """How far is the core from a plain C loop over the same PKCS#11 calls, and from what else there is?
 
-    python -m pytest benchmarks/bench_core.py [--rounds-of 400]
+    BENCH_ROUNDS=300 python -m pytest benchmarks/bench_core.py
 
 Every round runs all variants of a case one after the other, in another order each time, and gives one ratio per pair of variants; the
 median over the rounds is what counts, since the machine may be twice as slow in the next second. Times are CPU time of the thread.
@@ -18,11 +18,10 @@ import ssl
 import statistics
 import time
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import cryptography
-import pkcs11
 import pytest
 from core_variants import CLoop, Variant, variants
 from p11_helpers import MECHANISMS, Rig, open_rig
@@ -59,6 +58,8 @@ def cases(request: pytest.FixtureRequest, rig: Rig) -> Iterator[list[dict[str, A
     """Collects what each case measured; at the end writes it down and prints the table."""
     found: list[dict[str, Any]] = []
     yield found
+    if not found:
+        return
     text = table(found)
     RESULTS.mkdir(exist_ok=True)
     RESULTS.joinpath("core.json").write_text(json.dumps({"setting": setting(rig), "cases": found}, indent=1) + "\n")
@@ -82,8 +83,8 @@ def setting(rig: Rig) -> dict[str, Any]:
         "module": f"{info['manufacturer']} {info['library_version']}",
         "mechanisms": MECHANISMS,
         "openssl": ssl.OPENSSL_VERSION,
-        "cryptography": cryptography.__version__,
-        "python-pkcs11": getattr(pkcs11, "__version__", "0.10.1"),
+        "cryptography": version("cryptography"),
+        "python-pkcs11": version("python-pkcs11"),
         "rounds": ROUNDS,
         "clock": "CLOCK_THREAD_CPUTIME_ID",
     }
@@ -124,9 +125,7 @@ def test_core(benchmark: Any, rig: Rig, cloop: CLoop, cases: list[dict[str, Any]
     compared = variants(rig, cloop, operation, size)
     times = measure(compared)
     ratios = {name: quantiles([y / x for x, y in zip(times[fast], times[slow], strict=True)]) for name, fast, slow, _ in RATIOS}
-    cases.append(
-        {"operation": operation, "size": size, "us_per_message": {k: quantiles(v) for k, v in times.items()}, "ratios": ratios}
-    )
+    cases.append({"operation": operation, "size": size, "us_per_message": {k: quantiles(v) for k, v in times.items()}, "ratios": ratios})
     # For pytest-benchmark's own table and history: the batch of 64, whole.
     benchmark.extra_info.update({name: value["median"] for name, value in ratios.items()})
     batch = next(variant for variant in compared if variant.name == "core batch 64")

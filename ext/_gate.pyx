@@ -124,6 +124,8 @@ cdef class Gate:
         cdef uint64_t now
         cdef int error = 0
         self.check()
+        if timeout != timeout:
+            raise ValueError("the time-out is not a number")
         at = self.words + _GENERATION
         clock_gettime(CLOCK_MONOTONIC, &deadline)
         # Longer than ten years is for ever; the addition must not overflow.

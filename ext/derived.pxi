@@ -146,7 +146,7 @@ cdef void _list(Derived derived) noexcept:
 
 cdef inline void _touch(Derived derived) noexcept:
     """Make it the one used last, if it is in the list at all."""
-    if derived.newer != NULL:
+    if derived.newer != NULL:  # neither the newest nor unlisted
         _unlist(derived)
         _list(derived)
 

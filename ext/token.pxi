@@ -35,7 +35,7 @@ cdef class Token:
     cdef Py_ssize_t listed
     cdef Py_ssize_t limit
     cdef readonly Py_ssize_t live_derived
-    cdef readonly unsigned long long derivations
+    cdef readonly unsigned long long derivations  # SoftHSM leaks 240 bytes for each (HSM.md section 4)
 
     def __init__(self):
         raise TypeError("a Token is made by Module.open")

@@ -101,7 +101,7 @@ cdef class TokenKey(AeadKey):
     # Encrypting: under the key of the epoch.
 
     cdef Derived current_epoch(self, CK_RV *rv):
-        """The derived key that encrypts now, with room for a message; None with *rv set."""
+        """The derived key that encrypts now, with room for a message unless other threads came first; None with *rv set."""
         cdef unsigned char prefix[12]
         cdef Derived epoch = self.epoch
         if epoch is not None and epoch.used < self.epoch_messages:
@@ -136,8 +136,9 @@ cdef class TokenKey(AeadKey):
                 if epoch is None:
                     _fail(items, n, rv, STEP_DERIVE)
                     return 0
-                # At least one fits, and no other thread has run since that was so.
                 m = min(n, <Py_ssize_t>(self.epoch_messages - epoch.used))
+                if m == 0:
+                    continue  # others used it up while this thread destroyed a key that had to make room
                 epoch.used += m
                 handle = epoch.handle
                 _touch(epoch)
@@ -243,6 +244,7 @@ cdef TokenKey _new_token_key(Token token, CK_OBJECT_HANDLE master, int suite, un
             rv = hot_learn_l(&lane, master, l, &step)
             if rv != CKR_OK:
                 hot_drop_session(&lane)
+        token.derivations += 1
         token.give(&lane)
         if rv != CKR_OK:
             raise token_error(rv, _FUNCTIONS[step])

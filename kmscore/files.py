@@ -59,7 +59,7 @@ def encrypt_file(kms: Engine, key_id: str, source: Source, target: Path, progres
                     if progress is not None:
                         progress(len(chunk))
             except BaseException:
-                sealed.fail()  # so that the stream's end, which comes with its object's, is not taken for the file's
+                sealed.given_up = True  # the stream's object would write its end when it goes
                 raise
             stream.close()
 
@@ -163,6 +163,7 @@ class _File(io.RawIOBase):
         self._raw = raw
         self.name = name
         self.error: BaseException | None = None
+        self.given_up = False
 
     def readable(self) -> bool:
         return True
@@ -184,8 +185,8 @@ class _File(io.RawIOBase):
 
     def write(self, data: bytes) -> int:  # type: ignore[override]
         """All of `data`; a raw file may take a part of it only."""
-        if self.error is not None:
-            raise self.error
+        if self.given_up:
+            raise ValueError(f"{self.name} was given up")
         try:
             written = 0
             while written < len(data):
@@ -196,10 +197,6 @@ class _File(io.RawIOBase):
         except BaseException as error:
             self.error = error
         raise self.error
-
-    def fail(self) -> None:
-        """From now on every write fails."""
-        self.error = self.error or KmsError("InternalFailure", f"{self.name} was given up")
 
     def read_exactly(self, size: int) -> bytes:
         data = b""

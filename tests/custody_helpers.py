@@ -26,7 +26,7 @@ INSTANCE = "test"
 # What every child runs first: `home` and `keeper()` to open the home's token the way bootstrap does.
 PRELUDE = """
 import os, sys
-from tests.custody_helpers import open_keeper, new_ref, mark
+from custody_helpers import open_keeper, new_ref, mark
 home = sys.argv[1]
 """
 
@@ -81,7 +81,7 @@ def child(code: str, *arguments: object, strace: list[str] | None = None) -> sub
     if strace is not None:
         command = [str(STRACE), "-f", "-qq", *strace, *command]
     environment = {key: value for key, value in os.environ.items() if key not in ("SOFTHSM2_CONF", "KMS_HOME")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment["PYTHONPATH"] = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
     return subprocess.Popen(
         command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True

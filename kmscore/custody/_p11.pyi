@@ -87,7 +87,7 @@ class Token:
     """How many derived session keys of this token may be kept at once over all keys (LRU); default 4096. Calls in flight may hold more."""
     @property
     def derivations(self) -> int:
-        """Derivations since open: SoftHSM leaks 240 bytes for each."""
+        """Derivations since open, the one that loads a suite 1 key included: SoftHSM leaks 240 bytes for each."""
     @property
     def live_derived(self) -> int: ...  # derived session keys over all keys, those of calls in flight included
     @property

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -47,6 +47,23 @@ def vectors(name: str) -> Any:
     if not path.exists():
         pytest.skip(f"{path} is absent: set KMS_VECTORS to the folder of outside vectors")
     return json.loads(path.read_text())
+
+
+def in_child(work: Callable[[], object]) -> str:
+    """What `work` answered or raised in a forked child."""
+    reader, writer = os.pipe()
+    if (pid := os.fork()) == 0:
+        try:
+            answer = repr(work())
+        except BaseException as error:
+            answer = f"{type(error).__name__}: {error}"
+        os.write(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        answer = pipe.read().decode()
+    assert os.waitpid(pid, 0)[1] == 0
+    return answer
 
 
 def xaes_subkey(key: bytes, nonce: bytes) -> bytes:

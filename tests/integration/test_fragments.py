@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from custody_helpers import STRACE, child, fast_directory, header_of, new_ref, opened, run_child, sample, syscalls_after_mark
 from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11.exceptions import PKCS11Error
 
@@ -20,7 +22,6 @@ from kmscore.custody.locks import token_lock
 from kmscore.custody.port import Inventory, MaterialRef
 from kmscore.domain.specs import KeySpec, Suite
 from kmscore.errors import KmsError
-from tests.custody_helpers import STRACE, child, fast_directory, header_of, new_ref, opened, run_child, sample, syscalls_after_mark
 
 GENERATE = """
 from kmscore.custody.port import Inventory, MaterialRef
@@ -216,6 +217,7 @@ keeper.close()
         processes = [child(code, home) for _ in range(2)]
         while any(process.poll() is None for process in processes):
             keeper.sweep()
+            time.sleep(0.02)
         answers = [process.communicate() for process in processes]
         made = {bytes.fromhex(line) for out, _ in answers for line in out.split()}
         assert len(made) == 80, answers

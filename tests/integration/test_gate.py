@@ -157,6 +157,9 @@ def test_wait_returns_at_once_when_there_is_news_or_no_time(gate: Gate) -> None:
     assert gate.wait(1, 0) == 1
     assert gate.wait(1, -5) == 1
     assert gate.wait(1, 0.01) == 1
+    assert gate.wait(0, float("inf")) == 1
+    with pytest.raises(ValueError, match="not a number"):
+        gate.wait(1, float("nan"))
 
 
 def test_a_bump_wakes_waiters_of_this_process(gate: Gate) -> None:

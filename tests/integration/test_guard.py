@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from custody_helpers import STRACE, child, fast_directory, header_of, new_ref, open_keeper, opened, run_child
 
 from kmscore.custody.port import MaterialRef
 from kmscore.errors import SetupError
-from tests.custody_helpers import STRACE, child, fast_directory, header_of, new_ref, open_keeper, opened, run_child
 
 OPEN = """
 keeper = open_keeper(home, material_known=True)

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pkcs11
 import pytest
+from custody_helpers import child, fast_directory, header_of, new_ref, open_keeper, opened, run_child, settings_of
 
 from kmscore.custody import module
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.probe import probe
 from kmscore.errors import KmsError, SetupError
-from tests.custody_helpers import child, fast_directory, header_of, new_ref, open_keeper, opened, run_child, settings_of
 
 USE = """
 import threading, time

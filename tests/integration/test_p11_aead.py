@@ -79,7 +79,9 @@ def test_kinds_of_input(key: AeadKey) -> None:
         for again in (blob, bytearray(blob), memoryview(blob)):
             assert key.decrypt(19, AAD, again) == text
             assert key.decrypt_secret(19, AAD, again).reveal() == text
-    assert key.decrypt(19, AAD, key.encrypt(HEADER, AAD, bytearray())) == b""
+    growing = bytearray()
+    assert key.decrypt(19, AAD, key.encrypt(HEADER, AAD, growing)) == b""
+    growing += b"x"  # the buffer was held for the length of the call and no longer
     assert key.decrypt_secret(19, AAD, key.encrypt(HEADER, AAD, b"")).size == 0
     assert secret.size == 16  # still the caller's
     for wrong in ("text", 5, None, [1], memoryview(text)[::2]):
@@ -95,15 +97,6 @@ def test_kinds_of_input(key: AeadKey) -> None:
     secret.close()
     with pytest.raises(ValueError, match="closed"):
         key.encrypt(HEADER, AAD, secret)
-
-
-def test_a_bytearray_cannot_be_resized_under_a_call(key: AeadKey) -> None:
-    # The buffer is held for the length of the call and no longer.
-    data = bytearray(b"text")
-    key.encrypt(HEADER, AAD, data)
-    key.encrypt_batch(HEADER, AAD, [data, data])
-    data += b"more"
-    assert data == b"textmore"
 
 
 def test_a_long_plaintext_is_refused(key: AeadKey) -> None:

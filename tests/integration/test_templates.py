@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from custody_helpers import fast_directory, new_ref, open_keeper
 from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11.exceptions import PKCS11Error
 
@@ -13,7 +14,6 @@ from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.templates import ROLES, Role, differences, expected_of, template_for
 from kmscore.domain.specs import KeySpec, Suite
 from kmscore.errors import KmsError
-from tests.custody_helpers import fast_directory, new_ref, open_keeper
 
 KEYS = [
     (Suite.XAES_256_GCM, KeySpec.AES_256),

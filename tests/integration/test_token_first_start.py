@@ -10,11 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
+from custody_helpers import STRACE, fast_directory, header_of, new_ref, opened, run_child, sample, settings_of, syscalls_after_mark
 
 from kmscore.custody import module
 from kmscore.custody.files import write_file
 from kmscore.errors import SetupError
-from tests.custody_helpers import STRACE, fast_directory, header_of, new_ref, opened, run_child, sample, settings_of, syscalls_after_mark
 
 FIRST_START = """
 mark("start")
