@@ -34,7 +34,7 @@ lint: dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
-	.venv/bin/cython-lint ext
+	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint ext  # it looks for pycodestyle on the path
 
 bench: dev
 	.venv/bin/python -m benchmarks

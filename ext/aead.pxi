@@ -137,7 +137,8 @@ cdef class AeadKey:
     def __reduce__(self):
         raise TypeError("an AeadKey cannot be pickled or copied")
 
-    # Each subclass fills these in. `seal` draws the nonces; both leave in each item how it fared and raise only for lack of memory.
+    # Each subclass fills these in. `seal` draws the nonces; both take at least one item, leave in each how it fared, and raise only for
+    # lack of memory.
 
     cdef int check(self) except -1:
         raise TypeError("not a usable AeadKey")
@@ -262,7 +263,8 @@ cdef class AeadKey:
                         results[start] = self.new_blob(header, item)
                         work.count += 1
                     start += 1
-                self.seal(work.items, work.count, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
+                if work.count:
+                    self.seal(work.items, work.count, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
                 for i in range(work.count):
                     if work.items[i].rv != CKR_OK:
                         results[work.items[i].index] = _item_error(&work.items[i])
@@ -297,7 +299,8 @@ cdef class AeadKey:
                     else:
                         results[start] = _item_error(item)
                     start += 1
-                self.unseal(work.items, work.count, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
+                if work.count:
+                    self.unseal(work.items, work.count, <const unsigned char *>PyBytes_AS_STRING(aad), PyBytes_GET_SIZE(aad))
                 for i in range(work.count):
                     item = &work.items[i]
                     results[item.index] = _plaintext(item) if item.rv == CKR_OK else _item_error(item)

@@ -47,8 +47,9 @@ __all__ = [
 def open_kms(home: str | os.PathLike[str] | None = None, *, clock: Clock | None = None, ticker: bool = True, **settings: Any) -> Kms:
     """Open an engine on `home` (default: KMS_HOME, else `./var`), and make what a first start needs.
 
-    Further settings are those of kms.toml and win over it. A ticker thread rotates and destroys on time, unless
-    `ticker` is False or the clock is injected: call `run_due` then. Use it as a context manager, or close it. Raises SetupError, whose message says what to do.
+    Further settings are those of kms.toml and win over it. A ticker thread rotates and destroys on time, unless `ticker` is False or
+    the clock is injected: call `run_due` then. Use it as a context manager, or close it. Raises SetupError, whose message says what
+    to do.
     """
     from kmscore import bootstrap  # so that `import kmscore` needs no token library
 

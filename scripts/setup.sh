@@ -61,6 +61,7 @@ stamp=$venv/.kmscore-$want
 state=$(cat pyproject.toml setup.py ext/* | cksum)
 if [ "$(cat $stamp 2>/dev/null)" != "$state" ]; then
     echo "building the core and installing what it needs; this takes a minute the first time"
-    $venv/bin/python -m pip install -q --disable-pip-version-check -e ".$extras"
+    # pip shows what the build backend thinks of editable installs; nobody who runs this needs it.
+    PYTHONWARNINGS=ignore $venv/bin/python -m pip install -q --disable-pip-version-check -e ".$extras"
     echo "$state" >$stamp
 fi

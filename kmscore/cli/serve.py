@@ -56,7 +56,8 @@ def _bind(address: str) -> socket.socket:
         family = socket.getaddrinfo(host, int(port), type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, int(port)), family=family, backlog=1024)
     except OSError as error:
-        raise SetupError(f"cannot listen on {address}: {error.strerror or error}") from None
+        reason = str(error.strerror).partition(" (while")[0]  # create_server repeats the address
+        raise SetupError(f"cannot listen on {address}: {reason}") from None
 
 
 def _announce(settings: Settings, listener: socket.socket) -> None:

@@ -15,7 +15,7 @@ class Secret:
     @staticmethod
     def random(size: int) -> Secret: ...  # size 1..8192 bytes, from getrandom
     @staticmethod
-    def from_file(path: str) -> Secret: ...  # whole content, one trailing newline dropped, 1..4096 bytes; read straight into the locked pages
+    def from_file(path: str) -> Secret: ...  # 1..4096 bytes, one trailing newline dropped; read straight into locked pages
     @staticmethod
     def copy_of(data: Buffer) -> Secret: ...  # 1..8192 bytes; for import and tests
     def reveal(self) -> bytes: ...  # the guarded way out (data-key plaintext); grep for it in review
