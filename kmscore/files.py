@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, Protocol
 
 from kmscore.errors import KmsError
-from kmscore.results import DataKey, Decrypted
 
 if TYPE_CHECKING:
     from tink.streaming_aead import StreamingAead
+
+    from kmscore.results import DataKey, Decrypted
 
 MAGIC = b"KMSFILE\x00"
 FORMAT_VERSION = 1

@@ -5,6 +5,9 @@ set -eu
 cd "$(dirname "$0")/.."
 want=${1:-run}
 venv=.venv
+# One at a time: `make run` and `make test` may be started together.
+exec 9<scripts/setup.sh
+if command -v flock >/dev/null 2>&1; then flock 9; fi
 
 # What Debian 12 calls it : how to tell that it is there.
 missing=""

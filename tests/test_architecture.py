@@ -84,6 +84,8 @@ def test_imports_point_down(path: Path) -> None:
         parts = module.split(".")
         if parts[0] != "kmscore" or len(parts) == 1:
             continue
+        if (path.name, module) == ("serve.py", "kmscore.api.app"):
+            continue  # `kms serve` starts the one other door that listens
         if room in ("cli", "api", "files") and (parts[1] in ("open_kms", "doctor", "protect_process", "__version__") or typing_only):
             continue  # the public face
         assert parts[1] in allowed, f"{path.name} ({room}) imports {module}"

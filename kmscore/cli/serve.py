@@ -65,12 +65,13 @@ def _announce(settings: Settings, listener: socket.socket) -> None:
     shown = f"[{host}]" if ":" in host else host
     program = sys.argv[0] if Path(sys.argv[0]).name == "kms" else "kms"
     kms = shlex.join([program, "--home", str(settings.home)])
-    click.echo(f"kmscore {kmscore.__version__} serves on http://{shown}:{port}")
-    if settings.root_access_key_id:
-        click.echo("credentials: from the environment or kms.toml")
-    else:
-        click.echo(f"credentials: {settings.home / 'credentials'}")
-    click.echo("try:")
-    click.echo(f'  {kms} CreateKey --ProtectionLevel HSM --Description "Key1 in Managed HSM"')
-    click.echo(f"  {kms} ListKeys")
-    sys.stdout.flush()
+    made = "from the environment or kms.toml" if settings.root_access_key_id else settings.home / "credentials"
+    level = "HSM" if settings.has_token else "SOFTWARE"
+    lines = (
+        f"kmscore {kmscore.__version__} serves on http://{shown}:{port}",
+        f"credentials: {made}",
+        "try:",
+        f'  {kms} CreateKey --ProtectionLevel {level} --Description "Key1 in Managed HSM"',
+        f"  {kms} ListKeys",
+    )
+    click.echo("\n".join(lines))  # in one piece, and at once also into a pipe

@@ -5,11 +5,13 @@ from __future__ import annotations
 import base64
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kmscore.domain.specs import ContentKind
 from kmscore.errors import invalid
-from kmscore.results import Alias, DataKey, Decrypted, Encrypted, KeyItem, KeyMetadata, KeyVersion, Page, Tag, TagPage
+
+if TYPE_CHECKING:  # a dozen classes that `kms --help` need not make
+    from kmscore.results import Alias, DataKey, Decrypted, Encrypted, KeyItem, KeyMetadata, KeyVersion, Page, Tag, TagPage
 
 Json = dict[str, Any]
 

@@ -10,6 +10,7 @@ import os
 import random
 import sys
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import kmscore
 from kmscore.engine.kms import Kms
@@ -19,7 +20,7 @@ CONTEXT = {"test": "kills"}
 
 
 def read(log: str) -> list[list[str]]:
-    return [json.loads(line) for line in open(log)] if os.path.exists(log) else []
+    return [json.loads(line) for line in Path(log).read_text().splitlines()] if os.path.exists(log) else []
 
 
 def enable_all(kms: Kms) -> None:
