@@ -1,5 +1,5 @@
-/* The yardstick of bench_core.py: the plain C loop that anyone would write for the same work. For each message it draws a nonce, puts header
- * and nonce before the ciphertext, and calls C_EncryptInit and C_Encrypt; nothing is allocated, every message goes to the same buffer. */
+/* The yardstick of bench_core.py: the plain C loop that anyone would write for the same work. For each message it draws a nonce, puts
+ * header and nonce before the ciphertext, and calls C_EncryptInit and C_Encrypt; nothing is allocated, all go to the same buffer. */
 #define _GNU_SOURCE
 #include <string.h>
 #include <sys/random.h>

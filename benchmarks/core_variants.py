@@ -10,28 +10,17 @@ import ctypes
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from p11_helpers import AAD, HEADER, ROOT, Rig
+from paired import Variant, Work
 from pkcs11 import GCMParams, Mechanism
 
 from kmscore.custody._p11 import Secret, soft_key
 
 BATCH = 64
-Work = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class Variant:
-    """`work` handles `messages` messages of its case."""
-
-    name: str
-    messages: int
-    work: Work
 
 
 class CLoop:

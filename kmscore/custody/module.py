@@ -113,6 +113,7 @@ def acquire(module: str | os.PathLike[str], conf: Path | None = None) -> Library
     inherited from a parent process.
     """
     path = os.path.realpath(module)
+    conf = conf.resolve() if conf is not None else None
     with _guard:
         if (library := _open.get(path)) is not None:
             _check_same(library, conf)

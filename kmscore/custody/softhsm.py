@@ -124,7 +124,8 @@ def conf_text(tokens: Path) -> str:
 
 
 def _write_conf(conf: Path, tokens: Path) -> None:
-    if any(character in str(tokens) for character in "\n\r#"):
+    # SoftHSM's reader ends a value at any of these (SimpleConfigLoader.cpp).
+    if any(character in str(tokens) for character in "\n\r#="):
         raise SetupError(f"SoftHSM cannot be configured with the path {tokens}; move the home to a plainer one")
     text = conf_text(tokens).encode()
     if not conf.exists() or conf.read_bytes() != text:

@@ -57,18 +57,18 @@ def pack_context(context: Mapping[str, str] | None) -> bytes:
     """
     if not context:
         return NO_CONTEXT
-    if not isinstance(context, Mapping):
+    if type(context) is not dict and not isinstance(context, Mapping):
         raise invalid("EncryptionContext", "It is a map from string to string.")
     pairs = []
     characters = 0
-    for key, value in context.items():
-        if not isinstance(key, str) or not isinstance(value, str):
-            raise invalid("EncryptionContext", "It is a map from string to string.")
-        characters += len(key) + len(value)
-        try:
-            pairs.append((key.encode(), value.encode()))
-        except UnicodeEncodeError:
-            raise invalid("EncryptionContext", "It holds a character that UTF-8 cannot carry.") from None
+    try:
+        for key, value in context.items():
+            pairs.append((str.encode(key), str.encode(value)))
+            characters += len(key) + len(value)
+    except TypeError:
+        raise invalid("EncryptionContext", "It is a map from string to string.") from None
+    except UnicodeEncodeError:
+        raise invalid("EncryptionContext", "It holds a character that UTF-8 cannot carry.") from None
     if characters > MAX_CONTEXT_CHARS:
         raise invalid("EncryptionContext", "It is longer than 8192 characters.")
     pairs.sort()

@@ -9,10 +9,10 @@ import secrets
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from kmscore.custody.port import AeadKey, Buffer, Secret
-from kmscore.domain.envelope import Header, pack_context, parse_header
+from kmscore.domain.envelope import NO_CONTEXT, pack_context
 from kmscore.domain.specs import HEADER_BYTES, MAX_PLAINTEXT_BYTES, MAX_TEXT_BYTES, ContentKind, Suite
 from kmscore.engine.keyring import KeyRing, VersionUse
 from kmscore.errors import KmsError, invalid, missing
@@ -20,11 +20,15 @@ from kmscore.results import DataKey, Decrypted, Encrypted
 
 Context = Mapping[str, str] | None
 Answer = TypeVar("Answer")
+Found = TypeVar("Found")
 
 _MAX_BYTES = (MAX_PLAINTEXT_BYTES, MAX_TEXT_BYTES)  # by content kind
 _BYTES = (bytes, bytearray, memoryview)
 DATA_KEY_BYTES = {"AES_256": 32, "AES_128": 16}
 MAX_DATA_KEY_BYTES = 1024
+
+UNAVAILABLE = "Rejected.Unavailable"
+ATTEMPTS = 2  # before the last one, when material is dropped at the very moment of its use
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,128 +65,88 @@ class Crypto:
 
     def encrypt(self, reference: str, plaintext: Buffer, context: Context, content: ContentKind) -> Encrypted:
         """One blob under the primary version. Raises MissingParameter for an empty plaintext, InvalidParameter for one too long."""
-        if not isinstance(plaintext, _BYTES):
-            raise invalid("Plaintext", "It is bytes.")
-        size = plaintext.nbytes if isinstance(plaintext, memoryview) else len(plaintext)
-        if not 0 < size <= _MAX_BYTES[content]:
-            raise _plaintext_size(size, content)
+        _check_plaintext(plaintext, content)
+        tail = pack_context(context) if context else NO_CONTEXT
         use = self._ring.to_encrypt(reference)
-        tail = pack_context(context) if context else None
         try:
-            return self._encrypt(use, plaintext, tail, content)
+            return self._seal(use, plaintext, tail, content)
         except KmsError as error:
-            use = self._second_look(error, use, reference)
-            return self._encrypt(use, plaintext, tail, content)
-
-    def _encrypt(self, use: VersionUse, plaintext: Buffer | Secret, tail: bytes | None, content: int) -> Encrypted:
-        aead = use.aead
-        if aead is None:
-            raise _dropped()
-        if use.ref.suite is Suite.AES_GCM:
-            self._count(use, 1)
-        header = use.header[content]
-        blob = aead.encrypt(header, use.aad[content] if tail is None else header + tail, plaintext)
-        return Encrypted(blob, use.key_id, use.version_id)
+            self._look_again(error, use)
+            return self._encrypt(reference, plaintext, tail, content)
 
     def encrypt_batch(self, reference: str, plaintexts: Sequence[Buffer], context: Context) -> list[bytes | KmsError]:
         """A blob for each plaintext, in order, or the KmsError of the item that failed; the others are not spoiled by it."""
         tail = pack_context(context)
-        wrong = {}
+        wrong: dict[int, KmsError] = {}
         for index, plaintext in enumerate(plaintexts):
-            if not isinstance(plaintext, _BYTES):
-                wrong[index] = invalid("Plaintext", "It is bytes.")
-                continue
-            size = plaintext.nbytes if isinstance(plaintext, memoryview) else len(plaintext)
-            if not 0 < size <= MAX_PLAINTEXT_BYTES:
-                wrong[index] = _plaintext_size(size, ContentKind.RAW)
+            try:
+                _check_plaintext(plaintext, ContentKind.RAW)
+            except KmsError as error:
+                wrong[index] = error
         good = [p for i, p in enumerate(plaintexts) if i not in wrong] if wrong else plaintexts
-        blobs: list[bytes | KmsError] = self._batch(reference, good, tail) if good else []
-        if wrong:
-            rest = iter(blobs)
-            return [wrong[i] if i in wrong else next(rest) for i in range(len(plaintexts))]
-        return blobs
-
-    def _batch(self, reference: str, plaintexts: Sequence[Buffer], tail: bytes) -> list[bytes | KmsError]:
-        use = self._ring.to_encrypt(reference)
+        if not good:
+            return list(wrong.values())
 
         def run(use: VersionUse) -> list[bytes | KmsError]:
-            aead = use.aead
-            if aead is None:
-                raise _dropped()
             if use.ref.suite is Suite.AES_GCM:
-                self._count(use, len(plaintexts))
+                self._count(use, len(good))
             header = use.header[ContentKind.RAW]
-            return aead.encrypt_batch(header, header + tail, plaintexts)  # type: ignore[return-value]
+            return _none_dropped(_loaded(use).encrypt_batch(header, header + tail, good))
 
-        try:
-            return run(use)
-        except KmsError as error:
-            return run(self._second_look(error, use, reference))
+        blobs = self._patiently(lambda: self._ring.to_encrypt(reference), run)
+        if not wrong:
+            return blobs
+        rest = iter(blobs)
+        return [wrong[i] if i in wrong else next(rest) for i in range(len(plaintexts))]
 
     # --- decrypt -----------------------------------------------------------------------------------------------------------------
 
     def decrypt(self, blob: Buffer, context: Context) -> Decrypted:
         """The plaintext of a blob. Raises Forbidden.KeyNotFound for an unknown version, the key's state, or the one opaque error."""
-        header = _parse(blob)
-        plaintext, use = self._open(header, blob, context, lambda aead, aad: aead.decrypt(HEADER_BYTES, aad, blob))
-        return Decrypted(plaintext, use.key_id, use.version_id, header.content)
+        header = _header(blob)
+        use, content = self._ring.to_decrypt(header, blob)
+        aad = header + pack_context(context) if context else use.aad[content]
+        try:
+            plaintext = _loaded(use).decrypt(HEADER_BYTES, aad, blob)
+        except KmsError as error:
+            self._look_again(error, use)
+            plaintext, use, content = self._open(header, blob, aad, lambda aead: aead.decrypt(HEADER_BYTES, aad, blob))
+        return Decrypted(plaintext, use.key_id, use.version_id, content)
 
     def decrypt_batch(self, blobs: Sequence[Buffer], context: Context) -> list[bytes | KmsError]:
         """The plaintext of each blob, in order, or the KmsError of the item that failed. Blobs of several keys may be mixed."""
-        groups: dict[tuple[str, ContentKind], list[int]] = {}
+        tail = pack_context(context)
         answers: list[bytes | KmsError] = [b""] * len(blobs)
-        headers = {}
+        groups: dict[bytes, list[int]] = {}
         for index, blob in enumerate(blobs):
             try:
-                header = headers[index] = _parse(blob)
+                groups.setdefault(_header(blob), []).append(index)
             except KmsError as error:
                 answers[index] = error
-            else:
-                groups.setdefault((header.version_id, header.content), []).append(index)
-        for indexes in groups.values():
-            chosen = [blobs[i] for i in indexes]
+        for header, indexes in groups.items():
+            chosen = [blobs[i] for i in indexes] if len(groups) > 1 else blobs
+            aad = header + tail
+            opened: list[bytes | KmsError]
             try:
-                opened, _ = self._open(
-                    headers[indexes[0]],
-                    chosen[0],
-                    context,
-                    lambda aead, aad, chosen=chosen: aead.decrypt_batch(HEADER_BYTES, aad, chosen),  # type: ignore[misc]
-                )
+                # One of them stands for all in what the header says; the core looks at the size of each.
+                opened, _, _ = self._open(header, chosen[0], aad, lambda aead: _open_all(aead, aad, chosen))  # noqa: B023
             except KmsError as error:
                 opened = [error] * len(indexes)
             for index, item in zip(indexes, opened, strict=True):
                 answers[index] = item
         return answers
 
-    def _open(self, header: Header, blob: Buffer, context: Context, run: Callable[[AeadKey, bytes], Answer]) -> tuple[Answer, VersionUse]:
-        use = self._ring.to_decrypt(header.version_id)
-        if header.suite is not use.ref.suite:
-            raise invalid("CiphertextBlob")
-        own = use.header[header.content]
-        aad = own + pack_context(context) if context else use.aad[header.content]
-        try:
-            aead = use.aead
-            if aead is None:
-                raise _dropped()
-            return run(aead, aad), use
-        except KmsError as error:
-            if error.code != "Rejected.Unavailable":
-                raise
-            self._ring.reload(use)
-            use = self._ring.to_decrypt(header.version_id)
-            assert use.aead is not None
-            return run(use.aead, aad), use
-
     # --- what is made of the two -------------------------------------------------------------------------------------------------
 
     def re_encrypt(self, blob: Buffer, destination: str, source_context: Context, destination_context: Context) -> Encrypted:
         """Under another key or a newer version, without the plaintext ever being a Python object. Answers the source key (DECISIONS 29)."""
-        header = _parse(blob)
+        header = _header(blob)
+        aad = header + pack_context(source_context)
         tail = pack_context(destination_context)
-        target = self._ring.to_encrypt(destination)  # refuse before anything is decrypted
-        secret, source = self._open(header, blob, source_context, lambda aead, aad: aead.decrypt_secret(HEADER_BYTES, aad, blob))
+        self._ring.to_encrypt(destination)  # refuse before anything is decrypted
+        secret, source, content = self._open(header, blob, aad, lambda aead: aead.decrypt_secret(HEADER_BYTES, aad, blob))
         try:
-            sealed = self._seal(target, destination, secret, tail, header.content)
+            sealed = self._encrypt(destination, secret, tail, content)
         finally:
             secret.close()
         return Encrypted(sealed.ciphertext_blob, source.key_id, source.version_id)
@@ -191,32 +155,59 @@ class Crypto:
         """A random data key and its blob. `number_of_bytes` 1 to 1,024 wins over `key_spec`; 32 bytes when neither is given."""
         size = data_key_bytes(key_spec, number_of_bytes)
         tail = pack_context(context)
-        use = self._ring.to_encrypt(reference)
+        self._ring.to_encrypt(reference)  # refuse before anything is drawn
         if reveal:
             plaintext = secrets.token_bytes(size)
-            sealed = self._seal(use, reference, plaintext, tail, ContentKind.RAW)
+            sealed = self._encrypt(reference, plaintext, tail, ContentKind.RAW)
             return DataKey(sealed.ciphertext_blob, sealed.key_id, sealed.key_version_id, plaintext)
         secret = self._random_secret(size)
         try:
-            sealed = self._seal(use, reference, secret, tail, ContentKind.RAW)
+            sealed = self._encrypt(reference, secret, tail, ContentKind.RAW)
         finally:
             secret.close()
         return DataKey(sealed.ciphertext_blob, sealed.key_id, sealed.key_version_id)
 
-    def _seal(self, use: VersionUse, reference: str, plaintext: Buffer | Secret, tail: bytes, content: ContentKind) -> Encrypted:
-        try:
-            return self._encrypt(use, plaintext, tail, content)
-        except KmsError as error:
-            return self._encrypt(self._second_look(error, use, reference), plaintext, tail, content)
-
     # --- how -----------------------------------------------------------------------------------------------------------------------
 
-    def _second_look(self, error: KmsError, use: VersionUse, reference: str) -> VersionUse:
-        """What was loaded was dropped at the same moment, or its object moved: load it once more. Anything else is the answer."""
-        if error.code != "Rejected.Unavailable":
+    def _seal(self, use: VersionUse, plaintext: Buffer | Secret, tail: bytes, content: ContentKind) -> Encrypted:
+        if use.ref.suite is Suite.AES_GCM:
+            self._count(use, 1)
+        header = use.header[content]
+        return Encrypted(_loaded(use).encrypt(header, header + tail, plaintext), use.key_id, use.version_id)
+
+    def _encrypt(self, reference: str, plaintext: Buffer | Secret, tail: bytes, content: ContentKind) -> Encrypted:
+        return self._patiently(lambda: self._ring.to_encrypt(reference), lambda use: self._seal(use, plaintext, tail, content))
+
+    def _open(self, header: bytes, blob: Buffer, aad: bytes, run: Callable[[AeadKey], Answer]) -> tuple[Answer, VersionUse, ContentKind]:
+        def opened(found: tuple[VersionUse, ContentKind]) -> tuple[Answer, VersionUse, ContentKind]:
+            use, content = found
+            try:
+                return run(_loaded(use)), use, content
+            except KmsError as error:
+                self._look_again(error, use)
+                raise
+
+        return self._patiently(lambda: self._ring.to_decrypt(header, blob), opened)
+
+    def _patiently(self, find: Callable[[], Found], run: Callable[[Found], Answer]) -> Answer:
+        """Find, and run; once more when what was found was dropped at the same moment (it was idle, or its key changed), or its object
+        moved. The key's state is looked at anew each time."""
+        for _ in range(ATTEMPTS):
+            found = find()
+            try:
+                return run(found)
+            except KmsError as error:
+                if isinstance(found, VersionUse):
+                    self._look_again(error, found)
+                elif error.code != UNAVAILABLE:
+                    raise
+        return run(find())
+
+    def _look_again(self, error: KmsError, use: VersionUse) -> None:
+        """Load the material anew at the next use if it was dropped; any other error is the answer."""
+        if error.code != UNAVAILABLE:
             raise error
         self._ring.reload(use)
-        return self._ring.to_encrypt(reference)
 
     def _count(self, use: VersionUse, number: int) -> None:
         with self._lock:
@@ -243,19 +234,39 @@ def data_key_bytes(key_spec: str | None, number_of_bytes: int | None) -> int:
     return DATA_KEY_BYTES[key_spec or "AES_256"]
 
 
-def _parse(blob: Buffer) -> Header:
-    if not isinstance(blob, _BYTES):
+def _header(blob: Buffer) -> bytes:
+    """The first 19 bytes. Raises KmsError MissingParameter for nothing, InvalidParameter for what is not bytes."""
+    if type(blob) is not bytes and not isinstance(blob, _BYTES):
         raise invalid("CiphertextBlob", "It is bytes.")
     if not len(blob):
         raise missing("CiphertextBlob")
-    return parse_header(blob)
+    return bytes(blob[:HEADER_BYTES])
 
 
-def _plaintext_size(size: int, content: ContentKind) -> KmsError:
+def _check_plaintext(plaintext: Buffer, content: ContentKind) -> None:
+    if not isinstance(plaintext, _BYTES):
+        raise invalid("Plaintext", "It is bytes.")
+    size = plaintext.nbytes if isinstance(plaintext, memoryview) else len(plaintext)
     if size == 0:
-        return missing("Plaintext")
-    return invalid("Plaintext", f"It is at most {_MAX_BYTES[content]} bytes; use a data key for more.")
+        raise missing("Plaintext")
+    if size > _MAX_BYTES[content]:
+        raise invalid("Plaintext", f"It is at most {_MAX_BYTES[content]} bytes; use a data key for more.")
 
 
-def _dropped() -> KmsError:
-    return KmsError("Rejected.Unavailable", "the material was dropped at the same moment")
+def _loaded(use: VersionUse) -> AeadKey:
+    aead = use.aead
+    if aead is None:
+        raise KmsError(UNAVAILABLE, "the material was dropped at the same moment")
+    return aead
+
+
+def _open_all(aead: AeadKey, aad: bytes, blobs: Sequence[Buffer]) -> list[bytes | KmsError]:
+    return _none_dropped(aead.decrypt_batch(HEADER_BYTES, aad, blobs))
+
+
+def _none_dropped(items: list[Any]) -> list[bytes | KmsError]:
+    """The items, unless the key was dropped in the midst of them: the batch is done again then."""
+    for item in items:
+        if type(item) is not bytes and item.code == UNAVAILABLE:
+            raise item
+    return items

@@ -9,18 +9,19 @@ import threading
 from collections.abc import Mapping
 
 from kmscore.clock import Clock
-from kmscore.custody.port import AeadKey, Keeper, MaterialRef
+from kmscore.custody.port import AeadKey, Buffer, Keeper, MaterialRef
 from kmscore.domain.alias import alias_not_found
-from kmscore.domain.envelope import NO_CONTEXT, pack_header
+from kmscore.domain.envelope import NO_CONTEXT, pack_header, parse_header
 from kmscore.domain.key import Key, Version
 from kmscore.domain.names import ALIAS_PREFIX, Place
 from kmscore.domain.specs import ContentKind, ProtectionLevel
 from kmscore.domain.states import REFUSALS
-from kmscore.errors import KmsError, key_not_found, missing
+from kmscore.errors import KmsError, key_not_found, missing, undecryptable
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
 
+KINDS = (ContentKind.RAW, ContentKind.TEXT)
 USE = "Encrypt"  # the row of the state table that every use of material shares
 
 
@@ -33,8 +34,7 @@ class VersionUse:
         self.key_id = key.id
         self.version_id = version.version_id
         self.ref = MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite)
-        kinds = (ContentKind.RAW, ContentKind.TEXT)
-        self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in kinds)
+        self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
         self.aad = tuple(header + NO_CONTEXT for header in self.header)
         self.aead: AeadKey | None = None
         self.idle = False
@@ -73,7 +73,7 @@ class KeyRing:
         self._place = place
         self._lock = threading.RLock()
         self._views: dict[str, KeyView] = {}
-        self._by_version: dict[str, KeyView] = {}
+        self._by_header: dict[bytes, tuple[KeyView, VersionUse, ContentKind]] = {}
         self._names: dict[str, str] = {}
         self._retired: list[AeadKey] = []
         self._position = queries.position()
@@ -96,22 +96,32 @@ class KeyRing:
             self._refuse(view)
         return self._ready(view.primary, view)
 
-    def to_decrypt(self, version_id: str) -> VersionUse:
-        """The version that a blob names, loaded, known to be fresh and usable now. Raises as `to_encrypt` does."""
+    def to_decrypt(self, header: bytes, blob: Buffer) -> tuple[VersionUse, ContentKind]:
+        """The version that the header of a blob names, loaded, known to be fresh and usable now, and the kind of the content.
+
+        Raises as `to_encrypt` does, and the one opaque error for a blob that is malformed.
+        """
         if self._gate.generation != self._seen:
             self.refresh()
-        view = self._by_version.get(version_id)
-        if view is None:
-            key_id = self._queries.key_of_version(version_id)
-            if key_id is None:
-                raise key_not_found()
-            view = self._view(key_id)
+        found = self._by_header.get(header)
+        if found is None:
+            found = self._find(header, blob)
+        view, use, content = found
         if not view.usable:
             self._refuse(view)
-        use = view.uses.get(version_id)
-        if use is None:
+        return self._ready(use, view), content
+
+    def _find(self, header: bytes, blob: Buffer) -> tuple[KeyView, VersionUse, ContentKind]:
+        """What a header means that no view of this process has: strictly parsed, then looked up."""
+        claim = parse_header(blob)
+        key_id = self._queries.key_of_version(claim.version_id)
+        if key_id is None:
             raise key_not_found()
-        return self._ready(use, view)
+        self._view(key_id)
+        found = self._by_header.get(header)
+        if found is None:  # the version exists, and has another suite
+            raise undecryptable()
+        return found
 
     def _ready(self, use: VersionUse, view: KeyView) -> VersionUse:
         use.idle = False
@@ -195,7 +205,7 @@ class KeyRing:
                 for use in view.uses.values():
                     self._unload(use)
             self._views.clear()
-            self._by_version.clear()
+            self._by_header.clear()
             for aead in self._retired:
                 aead.retire()
 
@@ -215,8 +225,9 @@ class KeyRing:
             for use in view.uses.values():
                 self._unload(use)
         self._views[key_id] = view
-        for version_id in view.uses:
-            self._by_version[version_id] = view
+        for use in view.uses.values():
+            for kind in KINDS:
+                self._by_header[use.header[kind]] = (view, use, kind)
         return view
 
     def _load(self, use: VersionUse, view: KeyView) -> None:

@@ -140,6 +140,27 @@ print(len(keeper.inventory().materials))
         assert keeper.inventory() == Inventory(frozenset(), ())
 
 
+@needs_strace
+def test_killed_inside_a_destruction(home: Path) -> None:
+    code = """
+keeper = open_keeper(home)
+keeper.destroy(bytes.fromhex(sys.argv[2]))
+"""
+    for number in (1, 2):  # the object, its lock
+        with opened(home) as keeper:
+            ref = new_ref()
+            keeper.generate(ref)
+        path = _object(home)
+        files = ["-P", str(path), "-P", str(path.with_suffix(".lock"))]
+        kill = [*files, "-e", "trace=unlink,unlinkat", "-e", f"inject=unlink,unlinkat:signal=KILL:when={number}", "-o", "/dev/null"]
+        assert run_child(code, home, ref.material_id.hex(), strace=kill).returncode in (-signal.SIGKILL, 128 + signal.SIGKILL)
+        with opened(home) as keeper:
+            assert keeper.sweep() == 0
+            keeper.destroy(ref.material_id)
+            assert keeper.inventory() == Inventory(frozenset(), ())
+        assert {path.name for path in _files(home).iterdir()} == {"token.object", "token.lock", "generation"}
+
+
 def test_a_refused_generation_leaves_a_fragment_that_is_swept(home: Path) -> None:
     with opened(home) as keeper:
         ref = new_ref()

@@ -10,7 +10,9 @@ from pkcs11 import Attribute, KeyType, Mechanism
 from pkcs11.exceptions import PKCS11Error
 
 from kmscore.custody import templates
+from kmscore.custody.fake import FakeKeeper, FakeKey, FakeToken
 from kmscore.custody.hsm import HsmKeeper
+from kmscore.custody.port import Buffer, Secret
 from kmscore.custody.templates import ROLES, Role, differences, expected_of, template_for
 from kmscore.domain.specs import KeySpec, Suite
 from kmscore.errors import KmsError
@@ -48,6 +50,60 @@ def test_a_live_object_equals_the_table(keeper: HsmKeeper, suite: Suite, spec: K
     assert facts["token_serial"] == keeper.token_serial
     assert facts["label"] == f"kmscore/test/{ref.material_id.hex()}"
     assert len(str(facts["check_value"])) == 6
+
+
+# The table once more, written out by hand: a change of it must be made in both places, on purpose.
+SAME = {
+    **dict.fromkeys((Attribute.TOKEN, Attribute.PRIVATE, Attribute.SENSITIVE, Attribute.DESTROYABLE), True),
+    **dict.fromkeys((Attribute.EXTRACTABLE, Attribute.WRAP_WITH_TRUSTED, Attribute.MODIFIABLE, Attribute.COPYABLE), False),
+    **dict.fromkeys((Attribute.SIGN, Attribute.VERIFY, Attribute.WRAP, Attribute.UNWRAP), False),
+    Attribute.CLASS: 4,
+    Attribute.KEY_TYPE: 0x1F,
+}
+BY_HAND = {
+    Suite.XAES_256_GCM: {
+        **SAME,
+        **{Attribute.DERIVE: True, Attribute.ENCRYPT: False, Attribute.DECRYPT: False, Attribute.ALLOWED_MECHANISMS: (0x1104,)},
+    },
+    Suite.AES_GCM: {
+        **SAME,
+        **{Attribute.DERIVE: False, Attribute.ENCRYPT: True, Attribute.DECRYPT: True, Attribute.ALLOWED_MECHANISMS: (0x1087,)},
+    },
+}
+
+
+@pytest.mark.parametrize(("suite", "spec"), KEYS)
+def test_the_table_is_what_was_decided(suite: Suite, spec: KeySpec) -> None:
+    ref = new_ref(suite, spec)
+    own = {
+        Attribute.ID: ref.material_id,
+        Attribute.LABEL: f"kmscore/test/{ref.material_id.hex()}",
+        Attribute.VALUE_LEN: {KeySpec.AES_256: 32, KeySpec.AES_192: 24, KeySpec.AES_128: 16}[spec],
+    }
+    assert template_for(ref, "test") == {**BY_HAND[suite], **own}
+    from_token = {Attribute.LOCAL: True, Attribute.ALWAYS_SENSITIVE: True, Attribute.NEVER_EXTRACTABLE: True, Attribute.TRUSTED: False}
+    assert expected_of(ref, "test") == {**BY_HAND[suite], **own, **from_token, Attribute.KEY_GEN_MECHANISM: 0x1080}
+
+
+def test_a_key_that_fails_its_self_test_is_not_handed_out(keeper: HsmKeeper, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Careless(FakeKey):
+        """Opens anything."""
+
+        def decrypt(self, header_size: int, aad: bytes, blob: Buffer) -> bytes:
+            return self.last
+
+        def encrypt(self, header: bytes, aad: bytes, plaintext: Buffer | Secret) -> bytes:
+            assert isinstance(plaintext, bytes)
+            self.last = plaintext
+            return super().encrypt(header, aad, plaintext)
+
+    fake = FakeKeeper(FakeToken())
+    monkeypatch.setattr(keeper, "_key", lambda ref, handle: Careless(fake, ref, bytes(32)))
+    ref = new_ref()
+    with pytest.raises(KmsError, match="self-test"):
+        keeper.generate(ref)
+    monkeypatch.undo()
+    keeper.destroy(ref.material_id)
 
 
 def test_every_boolean_is_said(keeper: HsmKeeper) -> None:

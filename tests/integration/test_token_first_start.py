@@ -149,6 +149,20 @@ def test_a_moved_home_gets_a_new_configuration(directory: Path) -> None:
     assert str(directory / "new" / "tokens") in (directory / "new" / "softhsm2.conf").read_text()
 
 
+def test_paths_with_odd_characters(directory: Path) -> None:
+    _check_whole(directory / "a home with späces, (brackets) & 'quotes'")
+    for name in ("a=b", "a#b"):
+        for _ in range(2):
+            with pytest.raises(SetupError, match="path"), opened(directory / name):
+                pass
+
+
+def test_a_home_by_another_name_is_the_same_home(directory: Path) -> None:
+    (directory / "link").symlink_to(directory / "home")
+    with opened(directory / "home") as first, opened(directory / "link") as second:
+        assert first.token_serial == second.token_serial
+
+
 def test_a_wrong_pin_is_said_and_harms_nothing(directory: Path) -> None:
     home = directory / "home"
     with opened(home):
