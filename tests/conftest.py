@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -26,7 +28,9 @@ def pytest_report_header() -> str:
         module = load_settings("unused").pkcs11_module
     except SetupError as error:
         return f"token: none ({error.message})"
-    return f"token: {module}"
+    tool = shutil.which("softhsm2-util")
+    version = subprocess.run([tool, "--version"], capture_output=True, text=True, check=False).stdout.strip() if tool else "unknown"
+    return f"token: {module}, SoftHSM {version}"
 
 
 @pytest.fixture(scope="session")

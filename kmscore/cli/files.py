@@ -64,6 +64,8 @@ def _opened(source: str, what: str) -> Iterator[tuple[Path | BinaryIO, Callable[
         return
     with click.progressbar(length=os.path.getsize(path), label=what, file=sys.stderr) as bar:
         yield path, bar.update
+        bar.finish()  # what is not content (a header, tags) was not counted
+        bar.render_progress()
 
 
 @contextmanager
@@ -73,7 +75,8 @@ def _stoppable() -> Iterator[None]:
     def stop(*_: object) -> None:
         raise KeyboardInterrupt
 
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heeded = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, stop) for number in heeded}
     try:
         yield
     finally:

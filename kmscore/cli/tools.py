@@ -10,6 +10,7 @@ import click
 import kmscore
 from kmscore.cli.engine import chosen_home, home_path, open_engine, print_json, takes_home
 from kmscore.cli.operations import call
+from kmscore.errors import key_not_found
 
 # Field of ReconcileReport -> what it says of each of its items.
 _SETTLED = {
@@ -86,6 +87,8 @@ def history(key: str) -> None:
     """Every event of KEY (id or ARN), oldest first; also of a key that is destroyed."""
     with open_engine() as kms:
         events = kms.history(key)
+    if not events:
+        raise key_not_found()
     for event in events:
         facts = "  ".join(f"{name}={_plain(value)}" for name, value in event["facts"].items() if value not in ("", {}))
         click.echo(f"{_plain(event['time'])}  {event['event']:<25}  {facts}".rstrip())

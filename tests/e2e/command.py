@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -30,6 +31,8 @@ class Command:
         )
 
     def start(self, *arguments: str | Path, **more: Any) -> subprocess.Popen[bytes]:
+        """A running command. It heeds Ctrl-C also where the test run itself does not, as behind a shell's `&`."""
+        more.setdefault("preexec_fn", lambda: signal.signal(signal.SIGINT, signal.default_int_handler))
         return subprocess.Popen([*KMS, *map(str, arguments)], cwd=ROOT, env=self.environment, **more)
 
     def text(self, *arguments: str | Path, stdin: bytes = b"") -> str:
