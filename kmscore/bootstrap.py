@@ -51,6 +51,8 @@ from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_dat
 log = logging.getLogger("kmscore")
 
 ROOT_KEY = "system/root"  # the stream of the service's own key, which wraps software material
+# What may lie in a directory before it is a home: what an operator provides, and what a file system brings.
+PROVISIONED = {"kms.toml", "credentials", "pin", "so-pin", "lost+found"}
 SYSTEM = "kmscore"  # the actor of what the service does by itself
 
 
@@ -71,6 +73,13 @@ def open_kms(
     chosen = load_settings(home, **settings)
     if clock is None:
         clock = FileClock(Path(chosen.clock_file)) if chosen.clock_file else SystemClock()
+    try:
+        return _open(chosen, clock, ticker, hsm)
+    except OSError as error:
+        raise SetupError(f"cannot use the home {chosen.home}: {error.strerror}: {error.filename or ''}") from error
+
+
+def _open(chosen: Settings, clock: Clock, ticker: bool, hsm: Keeper | None) -> Kms:
     _make_directories(chosen)
     with ExitStack() as stack:
         with home_lock(chosen.home):
@@ -124,7 +133,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     instance_id = facts.set_once("instance_id", secrets.token_hex(4))
     me = this_process()
     store = KeyStore(recorder, str(me))
-    freshness = Freshness(settings.home / "run" / "gate")
+    freshness = Freshness(settings.home / "run")
     stack.callback(freshness.close)
 
     keepers: dict[ProtectionLevel, Keeper] = {}
@@ -136,7 +145,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     place = Place(settings.region, settings.account_id)
     ring = KeyRing(store, queries, freshness, keepers, clock, place)
     stack.callback(ring.close)
-    effects = Effects(store, queries, freshness, ring, keepers, me, settings.eviction_wait_seconds)
+    effects = Effects(store, queries, freshness, ring, keepers, me)
     ids = RandomIds()
     lifecycle = Lifecycle(store, queries, effects, keepers, clock, ids, settings.account_id, settings.intent_wait_seconds)
 
@@ -153,7 +162,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         ring=ring,
         crypto=crypto,
         lifecycle=lifecycle,
-        due=DueWork(queries, lifecycle, clock),
+        due=DueWork(queries, lifecycle, clock, settings.eviction_wait_seconds),
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
         tagging=Tagging(lifecycle, queries, clock, place),
         examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
@@ -165,6 +174,13 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
 def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: Facts, stack: ExitStack) -> HsmKeeper:
     keeper = open_hsm(settings, instance_id, material_known=queries.knows_material(ProtectionLevel.HSM.value))
     stack.callback(keeper.close)
+    if keeper.owns_token and facts.get("token_serial") is None:
+        found = keeper.inventory()
+        if found.materials or found.foreign:
+            raise SetupError(
+                f"{settings.database} is new, but the token of this home holds keys: restore the database from backup, "
+                "or move the directory tokens away to begin anew"
+            )
     bound = facts.set_once("token_serial", keeper.token_serial)
     if bound != keeper.token_serial:
         raise SetupError(
@@ -200,17 +216,17 @@ def _root_key(
     return hsm.load(MaterialRef(bytes.fromhex(version.material_id), root.spec, version.suite)), UUID(version.version_id).bytes
 
 
-def _ticks(services: Services) -> Callable[[], None]:
+def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
     """What the ticker does: the first time, compare everything; then what is due."""
     compared = False
 
-    def tick() -> None:
+    def tick(stop: Callable[[], bool]) -> None:
         nonlocal compared
         report = services.reconciler.recover() if compared else services.reconciler.reconcile()
         compared = True
         for problem in (*report.quarantined, *report.missing, *report.pending):
             log.warning("reconcile: %s", problem)
-        for key_id, code in services.due.run().failed:
+        for key_id, code in services.due.run(stop).failed:
             log.warning("due work on %s failed: %s", key_id, code)
 
     return tick
@@ -222,12 +238,13 @@ def _rotate_quietly(services: Services, key_id: str) -> None:
 
 
 def _make_directories(settings: Settings) -> None:
-    try:
-        settings.home.parent.mkdir(parents=True, exist_ok=True)
-        make_directory(settings.home)
-        make_directory(settings.home / "run")
-    except OSError as error:
-        raise SetupError(f"cannot make {settings.home}: {error.strerror}") from None
+    """Raises SetupError for a directory that is in use for something else: nothing of ours is put into it."""
+    home = settings.home
+    if home.is_dir() and not (home / "run").exists() and any(path.name not in PROVISIONED for path in home.iterdir()):
+        raise SetupError(f"{home} is not empty and not a home of kmscore: name another directory, or an empty one")
+    home.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(home)
+    make_directory(home / "run")
 
 
 def _credentials(settings: Settings) -> None:

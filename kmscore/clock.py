@@ -6,6 +6,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
 
+from kmscore.errors import KmsError
+
 
 class Clock(Protocol):
     injected: bool
@@ -50,7 +52,10 @@ class FileClock:
         self._path = path
 
     def now(self) -> datetime:
-        return _utc(datetime.fromisoformat(self._path.read_text().strip()))
+        try:
+            return _utc(datetime.fromisoformat(self._path.read_text().strip()))
+        except (OSError, ValueError) as error:
+            raise KmsError("ServiceUnavailableTemporary", f"the clock file {self._path} does not tell the time: {error}") from None
 
 
 def _utc(instant: datetime) -> datetime:

@@ -6,11 +6,12 @@ An unknown key in kms.toml is an error; unknown KMS_ variables are left alone.
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from kmscore.errors import SetupError
 
@@ -23,6 +24,8 @@ SOFTHSM_MODULES = (
     "/usr/lib64/pkcs11/libsofthsm2.so",
     "/usr/local/lib/softhsm/libsofthsm2.so",
 )
+MAX_SECONDS = 86_400
+MAX_COUNT = 1 << 31
 NO_TOKEN = "none"
 TOKEN_LABEL = "kmscore"
 
@@ -95,6 +98,8 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
     """
     env = os.environ if environ is None else environ
     path = Path(home or env.get("KMS_HOME") or DEFAULT_HOME).absolute()
+    if not str(path).isprintable():
+        raise SetupError(f"the home {str(path)!r} has characters that cannot be printed; name another")
     values: dict[str, Any] = _from_toml(path / "kms.toml")
     for name in _ENVIRONMENT:
         if (value := env.get(f"KMS_{name.upper()}")) is not None:
@@ -105,8 +110,7 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
         settings = Settings(home=path, **values)
     except TypeError as error:
         raise SetupError(f"unknown setting: {error}") from None
-    if not settings.account_id.isdigit():
-        raise SetupError(f"account_id must be digits, not {settings.account_id!r}")
+    _check(settings)
     return settings if settings.pkcs11_module else replace(settings, pkcs11_module=_find_softhsm())
 
 
@@ -117,18 +121,40 @@ def _from_toml(path: Path) -> dict[str, Any]:
         return {}
     except OSError as error:
         raise SetupError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SetupError(f"{path} is not UTF-8 text") from None
     try:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise SetupError(f"{path} is not valid TOML: {error}") from None
-    known = {field.name: field.type for field in fields(Settings) if field.name != "home"}
-    for name, value in values.items():
+    known = _types()
+    for name in values:
         if name not in known:
             raise SetupError(f"{path}: unknown setting {name!r}; known are {', '.join(sorted(known))}")
-        wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float)}[str(known[name])]
-        if not isinstance(value, wanted) or isinstance(value, bool):
-            raise SetupError(f"{path}: {name} must be of type {known[name]}")
     return values
+
+
+def _types() -> dict[str, str]:
+    return {field.name: str(field.type) for field in fields(Settings) if field.name != "home"}
+
+
+def _check(settings: Settings) -> None:
+    """Types and ranges, wherever a setting came from."""
+    for name, kind in _types().items():
+        value: Any = getattr(settings, name)
+        wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float)}[kind]
+        if not isinstance(value, wanted) or isinstance(value, bool):
+            raise SetupError(f"the setting {name} must be of type {kind}, not {value!r}")
+        if kind == "float" and not 0 < cast(float, value) <= MAX_SECONDS:
+            raise SetupError(f"the setting {name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value!r}")
+        if kind == "int" and not 0 <= cast(int, value) <= MAX_COUNT:
+            raise SetupError(f"the setting {name} must be from 0 to {MAX_COUNT}, not {value!r}")
+    if not re.fullmatch(r"[0-9]+", settings.account_id):
+        raise SetupError(f"account_id must be digits, not {settings.account_id!r}")
+    if not re.fullmatch(r"[A-Za-z0-9-]+", settings.region):
+        raise SetupError(f"region must be letters, digits and '-', not {settings.region!r}")
+    if settings.database_url:
+        raise SetupError("database_url: only the SQLite database of the home is offered; leave it unset")
 
 
 def _find_softhsm() -> str:

@@ -76,11 +76,13 @@ def check_tags(tags: Mapping[str, str]) -> dict[str, str]:
     """A plain copy of `tags` if every key and value is allowed and there are at most 20."""
     if len(tags) > MAX_TAGS:
         raise invalid("Tags", "A key has at most 20 tags.")
-    for key, value in tags.items():
-        check_tag_key(key)
-        if not isinstance(value, str) or len(value) > MAX_TAG_CHARS or not _TAG.fullmatch(value):
-            raise KmsError("InvalidParameter.TagValue", "The specified tag value is not valid.")
-    return dict(tags)
+    return {check_tag_key(key): check_tag_value(value) for key, value in tags.items()}
+
+
+def check_tag_value(value: str) -> str:
+    if not isinstance(value, str) or len(value) > MAX_TAG_CHARS or not _TAG.fullmatch(value):
+        raise KmsError("InvalidParameter.TagValue", "The specified tag value is not valid.")
+    return value
 
 
 def check_tag_keys(keys: Iterable[str]) -> tuple[str, ...]:

@@ -24,7 +24,7 @@ def rotation_seconds(text: str | None) -> int:
     """
     if not text:
         raise missing("RotationInterval")
-    match = _INTERVAL.fullmatch(text)
+    match = _INTERVAL.fullmatch(text) if isinstance(text, str) else None
     if match is None:
         raise invalid("RotationInterval", "It is a number and a unit: d, h, m or s.")
     seconds = int(match[1]) * _UNITS[match[2]]

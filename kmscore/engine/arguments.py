@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from enum import Enum
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from kmscore.domain.names import ALIAS_PREFIX, Place, check_alias
 from kmscore.errors import KmsError, invalid, missing
 
 MAX_PAGE_SIZE = 100
+MAX_FILTERS = 10
 
 Choice = TypeVar("Choice", bound=Enum)
 
@@ -24,8 +25,8 @@ def choice(kind: type[Choice], value: str | Choice, parameter: str) -> Choice:
 def required(value: str | None, parameter: str) -> str:
     if value is None or value == "":
         raise missing(parameter)
-    if not isinstance(value, str):
-        raise invalid(parameter, "It is a string.")
+    if not isinstance(value, str) or not value.isprintable():  # no lone surrogates, no control characters
+        raise invalid(parameter, "It is a string of printable characters.")
     return value
 
 
@@ -53,9 +54,25 @@ def strings(value: Sequence[str] | None, parameter: str, most: int) -> tuple[str
     """1 to `most` strings."""
     if not value:
         raise missing(parameter)
-    if isinstance(value, str) or len(value) > most or not all(isinstance(item, str) and item for item in value):
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes) or len(value) > most:
         raise invalid(parameter, f"It is a list of 1 to {most} strings.")
-    return tuple(value)
+    return tuple(required(item, parameter) for item in value)
+
+
+def filter_map(value: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str, ...]]:
+    """ListKeys filters: at most 10 names with 1 to 10 values each (SEMANTICS section 11)."""
+    if not value:
+        return {}
+    if not isinstance(value, Mapping) or len(value) > MAX_FILTERS:
+        raise invalid("Filters", f"It is at most {MAX_FILTERS} names with their values.")
+    return {required(name, "Filters"): strings(values, "Filters", MAX_FILTERS) for name, values in value.items()}
+
+
+def items(value: Sequence[Any], parameter: str) -> Sequence[Any]:
+    """The items of a batch."""
+    if not isinstance(value, Sequence) or isinstance(value, str | bytes | bytearray | memoryview):
+        raise invalid(parameter, "It is a list.")
+    return value
 
 
 def key_id_only(reference: str | None, place: Place, parameter: str = "KeyId") -> str:

@@ -16,6 +16,15 @@ from kmscore.store._gate import Gate
 log = logging.getLogger("kmscore")
 
 FIRST_TICK_SECONDS = 2.0
+RETRY_SECONDS = 1.0  # after the watcher could not look
+
+
+def _report(what: str, error: Exception) -> None:
+    """A thread of ours outlives whatever happens to it: a refusal in one line, anything else with its traceback."""
+    if isinstance(error, KmsError):
+        log.warning("%s: %s", what, error)
+    else:
+        log.error("%s", what, exc_info=error)
 
 
 class Watcher(threading.Thread):
@@ -51,11 +60,11 @@ class Watcher(threading.Thread):
                 if time.monotonic() >= idle_at:
                     idle_at = time.monotonic() + self._idle
                     self._ring.drop_idle()
-            except KmsError as error:
+            except Exception as error:
                 # A process that cannot reach the store refuses rather than guess: the next use looks for itself, and says why not.
                 self._ring.doubt()
-                log.warning("cannot look for changes: %s", error)
-                time.sleep(min(self._poll, 1.0))
+                _report("cannot look for changes", error)
+                time.sleep(RETRY_SECONDS)
 
     def stop(self) -> None:
         self._stop_asked = True
@@ -66,7 +75,8 @@ class Watcher(threading.Thread):
 class Ticker(threading.Thread):
     """Runs due work soon and then every `period` seconds; recovery of interrupted work with it."""
 
-    def __init__(self, work: Callable[[], object], period: float) -> None:
+    def __init__(self, work: Callable[[Callable[[], bool]], object], period: float) -> None:
+        """`work` is given a function that says whether to stop."""
         super().__init__(name="kmscore-ticker", daemon=True)
         self._work = work
         self._period = period
@@ -78,9 +88,9 @@ class Ticker(threading.Thread):
         while not self._stop_asked.wait(delay):
             delay = self._period
             try:
-                self._work()
-            except KmsError as error:
-                log.warning("due work is postponed: %s", error)
+                self._work(self._stop_asked.is_set)
+            except Exception as error:
+                _report("due work is postponed", error)
 
     def stop(self) -> None:
         self._stop_asked.set()

@@ -14,6 +14,7 @@ from typing import Any, Protocol, TypeVar
 from kmscore.custody.port import AeadKey, Buffer, Secret
 from kmscore.domain.envelope import NO_CONTEXT, pack_context
 from kmscore.domain.specs import HEADER_BYTES, MAX_PLAINTEXT_BYTES, MAX_TEXT_BYTES, ContentKind, Suite
+from kmscore.engine.arguments import whole
 from kmscore.engine.keyring import KeyRing, VersionUse
 from kmscore.errors import KmsError, invalid, missing
 from kmscore.results import DataKey, Decrypted, Encrypted
@@ -226,11 +227,9 @@ class Crypto:
 def data_key_bytes(key_spec: str | None, number_of_bytes: int | None) -> int:
     """SEMANTICS section 9. 0 bytes are as good as not given (DECISIONS 20)."""
     if number_of_bytes:
-        if not isinstance(number_of_bytes, int) or not 1 <= number_of_bytes <= MAX_DATA_KEY_BYTES:
-            raise invalid("NumberOfBytes", "It must be from 1 to 1024.")
-        return number_of_bytes
-    if key_spec and key_spec not in DATA_KEY_BYTES:
-        raise invalid("KeySpec")
+        return whole(number_of_bytes, "NumberOfBytes", 1, MAX_DATA_KEY_BYTES)
+    if key_spec and not (isinstance(key_spec, str) and key_spec in DATA_KEY_BYTES):
+        raise invalid("KeySpec", f"It is one of {', '.join(DATA_KEY_BYTES)}.")
     return DATA_KEY_BYTES[key_spec or "AES_256"]
 
 
@@ -238,6 +237,8 @@ def _header(blob: Buffer) -> bytes:
     """The first 19 bytes. Raises KmsError MissingParameter for nothing, InvalidParameter for what is not bytes."""
     if type(blob) is not bytes and not isinstance(blob, _BYTES):
         raise invalid("CiphertextBlob", "It is bytes.")
+    if isinstance(blob, memoryview) and not (blob.c_contiguous and blob.itemsize == blob.ndim == 1):
+        raise invalid("CiphertextBlob", "It is bytes that lie side by side.")
     if not len(blob):
         raise missing("CiphertextBlob")
     return bytes(blob[:HEADER_BYTES])
@@ -246,7 +247,12 @@ def _header(blob: Buffer) -> bytes:
 def _check_plaintext(plaintext: Buffer, content: ContentKind) -> None:
     if not isinstance(plaintext, _BYTES):
         raise invalid("Plaintext", "It is bytes.")
-    size = plaintext.nbytes if isinstance(plaintext, memoryview) else len(plaintext)
+    if isinstance(plaintext, memoryview):
+        if not plaintext.c_contiguous:
+            raise invalid("Plaintext", "It is bytes that lie side by side.")
+        size = plaintext.nbytes
+    else:
+        size = len(plaintext)
     if size == 0:
         raise missing("Plaintext")
     if size > _MAX_BYTES[content]:

@@ -19,10 +19,14 @@ from kmscore.errors import Conflict, KmsError
 from kmscore.process import Process
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
-from kmscore.store.queries import Queries
+from kmscore.store.queries import OpenIntent, Queries
 from kmscore.store.readmodel import MATERIAL
 
 Now = Callable[[], By]
+
+# What this process is at work on: of all its engines, since the owner that stands beside an intent is the process.
+_under_way: set[bytes] = set()
+_under_way_lock = threading.Lock()
 
 
 class Effects:
@@ -34,7 +38,6 @@ class Effects:
         ring: KeyRing,
         keepers: Mapping[ProtectionLevel, Keeper],
         me: Process,
-        eviction_wait: float,
     ) -> None:
         self._store = store
         self._queries = queries
@@ -42,9 +45,6 @@ class Effects:
         self._ring = ring
         self._keepers = keepers
         self._me = str(me)
-        self._eviction_wait = eviction_wait
-        self._lock = threading.Lock()
-        self._under_way: set[bytes] = set()
 
     def announce(self) -> int:
         """After a commit, before its acknowledgement: from here on no process acts on the older state."""
@@ -57,13 +57,13 @@ class Effects:
     @contextmanager
     def attempt(self, ref: MaterialRef) -> Iterator[None]:
         """Marks the attempt as under way in this process, from before its intent: no recovery of ours touches it meanwhile."""
-        with self._lock:
-            self._under_way.add(ref.material_id)
+        with _under_way_lock:
+            _under_way.add(ref.material_id)
         try:
             yield
         finally:
-            with self._lock:
-                self._under_way.discard(ref.material_id)
+            with _under_way_lock:
+                _under_way.discard(ref.material_id)
 
     def obtain(self, key_id: str, keeper: Keeper, ref: MaterialRef, now: Now) -> None:
         """Effect and outcome of an open intent: generate, verified and durable, then MaterialActivated.
@@ -73,13 +73,15 @@ class Effects:
         try:
             facts = keeper.generate(ref)  # C2-C4
         except Exception as error:
-            with suppress(KmsError):
+            with suppress(Exception):  # the first error is the answer; an intent that stays open is settled later
                 self._abandon(key_id, keeper, ref.material_id, now)
             if isinstance(error, KmsError):
                 raise
             raise KmsError("InternalFailure", f"the custody failed: {type(error).__name__}: {error}") from error
 
         def outcome(key: Key) -> None:
+            if any(version.material_id == ref.material_id.hex() for version in key.versions):
+                return  # an append of ours that looked lost was not
             if key.open_intent is None or key.open_intent.material_id != ref.material_id.hex():
                 # Only a recovery that took this process for dead can have closed it: what came into being since is destroyed, too.
                 keeper.destroy(ref.material_id)
@@ -104,10 +106,13 @@ class Effects:
 
     # --- destruction -------------------------------------------------------------------------------------------------------------
 
-    def destroy(self, key_id: str, keeper: Keeper, now: Now) -> None:
-        """Effect and outcome of a started destruction. Every step may be repeated; nothing is acknowledged before the last."""
+    def destroy(self, key_id: str, keeper: Keeper, now: Now, eviction_wait: float) -> None:
+        """Effect and outcome of a started destruction. Every step may be repeated; nothing is acknowledged before the last.
+
+        Waits at most `eviction_wait` seconds for other processes to let go; raises ServiceUnavailableTemporary when they did not.
+        """
         generation = self.announce()
-        self._freshness.wait_until_seen(generation, self._eviction_wait)  # D2: no process holds a session key of it
+        self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
         while True:
             key = self._store.key(key_id)
             assert key is not None
@@ -132,14 +137,16 @@ class Effects:
 
     # --- recovery ----------------------------------------------------------------------------------------------------------------
 
-    def settle(self, key_id: str, now: Now) -> str | None:
+    def settle(self, key_id: str, now: Now, eviction_wait: float) -> str | None:
         """Settle the open intent of a key if no one is working on it: answers the abandoned material id, or the key id of a finished
         destruction; None when there is nothing to settle, or its owner is alive.
 
         Raises KmsError when the custody or the store cannot be used now; the intent stays open.
         """
-        intent = next((i for i in self._queries.open_intents(key_id)), None)
-        if intent is None:
+        intent = next(iter(self._queries.open_intents(key_id)), None)
+        # The owner first, the stream after: one that is gone appends nothing more, so what is read now is how its attempt ended. The
+        # other way round, an attempt that ends in between looks interrupted, and its live material would be destroyed.
+        if intent is None or (intent.kind == MATERIAL and self._owner_works(intent)):
             return None
         key = self._store.key(key_id)
         assert key is not None
@@ -147,18 +154,17 @@ class Effects:
         if keeper is None:
             raise KmsError("ServiceUnavailableTemporary", f"{key_id} needs the token, and none is configured")
         if intent.kind != MATERIAL:
-            self.destroy(key_id, keeper, now)
+            self.destroy(key_id, keeper, now, eviction_wait)
             return key_id
-        if key.open_intent is None or self._owner_works(intent.owner, key.open_intent.material_id):
+        if key.open_intent is None or key.open_intent.material_id != intent.material_id.hex():
             return None
-        material_id = key.open_intent.material_id
-        return material_id if self._abandon(key_id, keeper, bytes.fromhex(material_id), now) else None
+        return intent.material_id.hex() if self._abandon(key_id, keeper, intent.material_id, now) else None
 
-    def _owner_works(self, owner: str, material_id: str) -> bool:
-        if owner == self._me:
-            with self._lock:
-                return bytes.fromhex(material_id) in self._under_way
-        return Process.parse(owner).alive()
+    def _owner_works(self, intent: OpenIntent) -> bool:
+        if intent.owner == self._me:
+            with _under_way_lock:
+                return intent.material_id in _under_way
+        return Process.parse(intent.owner).alive()
 
     def _append(self, key_id: str, decide: Callable[[Key], None]) -> None:
         while True:

@@ -5,6 +5,7 @@ Built from events only, so material without a recorded outcome is never used. Kn
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Mapping
 
@@ -16,7 +17,8 @@ from kmscore.domain.key import Key, Version
 from kmscore.domain.names import ALIAS_PREFIX, Place
 from kmscore.domain.specs import ContentKind, ProtectionLevel
 from kmscore.domain.states import REFUSALS
-from kmscore.errors import KmsError, key_not_found, missing, undecryptable
+from kmscore.engine.arguments import required
+from kmscore.errors import KmsError, SetupError, key_not_found, undecryptable
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
@@ -28,7 +30,7 @@ USE = "Encrypt"  # the row of the state table that every use of material shares
 class VersionUse:
     """One version of a key, ready to be used. `aead` is None until it is loaded, and again after it was idle."""
 
-    __slots__ = ("aad", "aead", "header", "idle", "key_id", "left", "ref", "version_id")
+    __slots__ = ("aad", "aead", "header", "idle", "key_id", "left", "loading", "ref", "version_id")
 
     def __init__(self, key: Key, version: Version) -> None:
         self.key_id = key.id
@@ -37,6 +39,7 @@ class VersionUse:
         self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
         self.aad = tuple(header + NO_CONTEXT for header in self.header)
         self.aead: AeadKey | None = None
+        self.loading = threading.Lock()
         self.idle = False
         self.left = 0  # suite 2: reserved uses that are left (crypto.py)
 
@@ -76,6 +79,8 @@ class KeyRing:
         self._by_header: dict[bytes, tuple[KeyView, VersionUse, ContentKind]] = {}
         self._names: dict[str, str] = {}
         self._retired: list[AeadKey] = []
+        self._loading: dict[str, str] = {}  # version id -> key id of what is being loaded now
+        self._pid = os.getpid()
         self._position = queries.position()
         self._seen = -1
         self.refresh()
@@ -89,7 +94,7 @@ class KeyRing:
         """
         if self._gate.generation != self._seen:
             self.refresh()
-        view = self._views.get(reference)
+        view = self._views.get(reference) if type(reference) is str else None
         if view is None:
             view = self._view(self.resolve(reference))
         if not view.usable:
@@ -137,19 +142,18 @@ class KeyRing:
 
     def resolve(self, reference: str) -> str:
         """A key id out of an id, an alias or an ARN. Whether the key exists is not looked at unless an alias says so."""
-        if not isinstance(reference, str) or not reference:
-            raise missing("KeyId")
-        name = self._place.strip(reference)
+        name = self._place.strip(required(reference, "KeyId"))
         if not name.startswith(ALIAS_PREFIX):
             return name
         if self._gate.generation != self._seen:
             self.refresh()
         key_id = self._names.get(name)
         if key_id is None:
-            key_id = self._queries.key_of_alias(name)
-            if key_id is None:
-                raise alias_not_found()
-            with self._lock:
+            self._check_process()
+            with self._lock:  # from before the read until it is kept: a rebind in between is taken in by the refresh that waits for us
+                key_id = self._queries.key_of_alias(name)
+                if key_id is None:
+                    raise alias_not_found()
                 self._names[name] = key_id
         return key_id
 
@@ -157,14 +161,15 @@ class KeyRing:
 
     def refresh(self) -> None:
         """Take in what was committed since the views were built. Raises KmsError when the store cannot be read: no view is used then."""
+        self._check_process()
         with self._lock:
             generation = self._gate.generation  # read before the events: a later bump brings us here again
             position, changed = self._queries.changed_since(self._position)
             for stream in changed:
                 if stream.startswith(ALIAS_PREFIX):
                     self._names.pop(stream, None)
-                elif stream in self._views:
-                    self._rebuild(stream)
+                elif stream in self._views and self._rebuild(stream).key.destroyed:
+                    self._forget(stream)
             self._position = position
             self._seen = generation
         self.settle()
@@ -181,7 +186,8 @@ class KeyRing:
         """Publish what this process has seen, once no session key of a dropped view is left."""
         with self._lock:
             self._retired = [aead for aead in self._retired if not aead.retire()]
-            if not self._retired and self._seen >= 0:
+            forbidden = any(not self._views[key_id].usable for key_id in self._loading.values() if key_id in self._views)
+            if not self._retired and not forbidden and self._seen >= 0:
                 self._freshness.publish(self._seen)
 
     def drop_idle(self) -> None:
@@ -212,6 +218,7 @@ class KeyRing:
     # --- how -----------------------------------------------------------------------------------------------------------------------
 
     def _view(self, key_id: str) -> KeyView:
+        self._check_process()
         with self._lock:
             return self._views.get(key_id) or self._rebuild(key_id)
 
@@ -231,12 +238,44 @@ class KeyRing:
         return view
 
     def _load(self, use: VersionUse, view: KeyView) -> None:
-        with self._lock:
-            current = self._views.get(use.key_id)
-            if current is None or not current.usable:
-                self._refuse(current or view)
-            if use.aead is None:
-                use.aead = self._keepers[view.key.level].load(use.ref)
+        """Load the material of a version. A custody that stalls holds up those who want this version, and nobody else."""
+        self._check_process()
+        keeper = self._keepers.get(view.key.level)
+        if keeper is None:
+            raise KmsError("Unsupported.ProtectionLevel", "Level HSM needs a token, and none is configured.")
+        with use.loading:
+            with self._lock:
+                self._check_current(use, view)
+                if use.aead is not None:
+                    return
+                self._loading[use.version_id] = use.key_id
+            try:
+                aead = keeper.load(use.ref)
+                with self._lock:
+                    self._retired.append(aead)  # until it is known that it may be used
+                    self._check_current(use, view)
+                    self._retired.remove(aead)
+                    use.aead = aead
+            finally:
+                with self._lock:
+                    del self._loading[use.version_id]
+                self.settle()
+
+    def _check_current(self, use: VersionUse, view: KeyView) -> None:
+        current = self._views.get(use.key_id)
+        if current is None or not current.usable or current.uses.get(use.version_id) is not use:
+            self._refuse(current or view)
+
+    def _forget(self, key_id: str) -> None:
+        """Drop what is known of a key that is destroyed."""
+        for use in self._views.pop(key_id).uses.values():
+            for kind in KINDS:
+                self._by_header.pop(use.header[kind], None)
+
+    def _check_process(self) -> None:
+        # Before any lock: in a forked child it may be held for ever by a thread that is not there.
+        if os.getpid() != self._pid:
+            raise SetupError("this engine was opened before the process forked; open it again in the child")
 
     def _unload(self, use: VersionUse) -> None:
         aead, use.aead = use.aead, None

@@ -13,11 +13,12 @@ from kmscore.domain.by import By
 from kmscore.domain.key import Key, NewKey
 from kmscore.domain.schedule import MAX_DELETION_DAYS, MIN_DELETION_DAYS, rotation_seconds
 from kmscore.domain.specs import SPECS, ContentKind, KeySpec, KeyUsage, Origin, ProtectionLevel
-from kmscore.engine.arguments import choice, flag, key_id_only, page_bounds, required, string_map, whole
+from kmscore.engine.arguments import choice, filter_map, flag, items, key_id_only, page_bounds, required, string_map, whole
 from kmscore.engine.crypto import Context
 from kmscore.engine.describe import alias_item, key_metadata, key_version
+from kmscore.engine.keyring import KINDS
 from kmscore.engine.services import Services
-from kmscore.errors import KmsError, SetupError, invalid, missing
+from kmscore.errors import KmsError, SetupError, invalid, key_not_found, missing
 from kmscore.results import (
     Alias,
     DataKey,
@@ -49,16 +50,19 @@ class Kms:
     def _s(self) -> Services:
         if os.getpid() != self._pid:  # encrypt and decrypt do not come by here: the core refuses by itself
             raise SetupError("this engine was opened before the process forked; open it again in the child")
+        if self._close is None:
+            raise closed()
         return self._services
 
     @property
     def settings(self) -> Settings:
-        return self._s.settings
+        return self._services.settings
 
     def close(self) -> None:
         """Stop the threads, drop every session key, leave the token. Idempotent."""
         atexit.unregister(self.close)
         close, self._close = self._close, None
+        self._crypto = _Closed()  # type: ignore[assignment]
         if close is not None and os.getpid() == self._pid:
             close()
 
@@ -107,7 +111,7 @@ class Kms:
 
     def list_keys(self, *, page_number: int = 1, page_size: int = 10, filters: Mapping[str, Sequence[str]] | None = None) -> Page[KeyItem]:
         limit, offset = page_bounds(page_number, page_size)
-        ids, total = self._s.queries.list_keys(self._s.clock.now(), filters or {}, limit, offset)
+        ids, total = self._s.queries.list_keys(self._s.clock.now(), filter_map(filters), limit, offset)
         return Page(tuple(KeyItem(i, self._s.place.key_arn(i)) for i in ids), page_number, page_size, total)
 
     def update_key_description(self, key_id: str, *, description: str) -> None:
@@ -178,7 +182,7 @@ class Kms:
         seconds = _rotation(enable_automatic_rotation, rotation_interval)
         (key,) = self._change(key_id, lambda key, by: key.change_rotation(seconds, by))
         if key.rotation_due(self._s.clock.now()):  # the interval is over already: rotation is immediate (SEMANTICS section 3)
-            self._s.due.run()
+            self._s.due.rotate(key.id)
 
     # --- aliases -----------------------------------------------------------------------------------------------------------------
 
@@ -245,26 +249,27 @@ class Kms:
         self, key_id: str, plaintext: Buffer, encryption_context: Context = None, *, content: ContentKind = ContentKind.RAW
     ) -> Encrypted:
         """Encrypt 1 to 6,144 bytes under the primary version of a key named by id, alias or ARN."""
-        return self._crypto.encrypt(key_id, plaintext, encryption_context, content)
+        kind = content if content in KINDS else choice(ContentKind, "", "Content")
+        return self._crypto.encrypt(key_id, plaintext, encryption_context, kind)
 
     def decrypt(self, ciphertext_blob: Buffer, encryption_context: Context = None) -> Decrypted:
         return self._crypto.decrypt(ciphertext_blob, encryption_context)
 
     def encrypt_batch(self, key_id: str, plaintexts: Sequence[Buffer], encryption_context: Context = None) -> list[bytes]:
         """One blob for each plaintext. Raises the KmsError of the first item that failed, named by its index."""
-        return _all_or_raise(self._crypto.encrypt_batch(key_id, plaintexts, encryption_context))
+        return _all_or_raise(self._crypto.encrypt_batch(key_id, items(plaintexts, "Plaintexts"), encryption_context))
 
     def decrypt_batch(self, ciphertext_blobs: Sequence[Buffer], encryption_context: Context = None) -> list[bytes]:
         """One plaintext for each blob, of one or several keys. Raises as `encrypt_batch` does."""
-        return _all_or_raise(self._crypto.decrypt_batch(ciphertext_blobs, encryption_context))
+        return _all_or_raise(self._crypto.decrypt_batch(items(ciphertext_blobs, "CiphertextBlobs"), encryption_context))
 
     def try_encrypt_batch(self, key_id: str, plaintexts: Sequence[Buffer], encryption_context: Context = None) -> list[bytes | KmsError]:
         """As `encrypt_batch`, with the KmsError of a failed item in its place."""
-        return self._crypto.encrypt_batch(key_id, plaintexts, encryption_context)
+        return self._crypto.encrypt_batch(key_id, items(plaintexts, "Plaintexts"), encryption_context)
 
     def try_decrypt_batch(self, ciphertext_blobs: Sequence[Buffer], encryption_context: Context = None) -> list[bytes | KmsError]:
         """As `decrypt_batch`, with the KmsError of a failed item in its place."""
-        return self._crypto.decrypt_batch(ciphertext_blobs, encryption_context)
+        return self._crypto.decrypt_batch(items(ciphertext_blobs, "CiphertextBlobs"), encryption_context)
 
     def re_encrypt(
         self,
@@ -318,8 +323,12 @@ class Kms:
 
     def history(self, key_id: str) -> list[dict[str, Any]]:
         """Every event of a key, oldest first, also of one that is destroyed: `event`, `time`, `actor` and its own fields."""
+        named = self._own_id(key_id)
+        key = self._s.store.key(named)
+        if key is None or key.system:
+            raise key_not_found()
         events = []
-        for event in self._s.store.events(self._own_id(key_id)):
+        for event in self._s.store.events(named):
             facts = dict(vars(event))
             for name in ("originator_id", "originator_topic", "command_id"):
                 facts.pop(name, None)
@@ -359,13 +368,24 @@ class Kms:
             raise KmsError("Rejected.LimitExceeded", f"The quota of {limit} {table} is used up.")
 
 
+class _Closed:
+    """In the place of the cryptography of an engine that was closed."""
+
+    def __getattr__(self, name: str) -> None:
+        raise closed()
+
+
+def closed() -> SetupError:
+    return SetupError("this engine is closed")
+
+
 def _rotation(enabled: bool, interval: str | None) -> int:
     return rotation_seconds(interval) if flag(enabled, "EnableAutomaticRotation") else 0
 
 
-def _all_or_raise(items: Iterable[bytes | KmsError]) -> list[bytes]:
+def _all_or_raise(results: Iterable[bytes | KmsError]) -> list[bytes]:
     answers = []
-    for index, item in enumerate(items):
+    for index, item in enumerate(results):
         if isinstance(item, KmsError):
             raise KmsError(item.code, f"item {index}: {item.message}")
         answers.append(item)

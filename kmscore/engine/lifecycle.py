@@ -130,8 +130,10 @@ class Lifecycle:
 
         return self._decide(attempt)
 
-    def destroy(self, key_id: str) -> bool:
+    def destroy(self, key_id: str, eviction_wait: float) -> bool:
         """Destroy a key whose window is over; False when there is nothing to destroy (any more).
+
+        `eviction_wait`: how many seconds other processes get to drop its session keys.
 
         Raises KmsError ServiceUnavailableTemporary when it could not be finished now: it stays started, and is taken up again.
         """
@@ -145,7 +147,7 @@ class Lifecycle:
                     return False
                 key.start_destruction(by)
                 self._store.append(key)  # D1
-            self._effects.destroy(key_id, self._keeper(key.level), self.by)  # D2-D5
+            self._effects.destroy(key_id, self._keeper(key.level), self.by, eviction_wait)  # D2-D5
             return True
 
         return self._decide(attempt)
@@ -178,7 +180,7 @@ class Lifecycle:
             key = self._found(key_id)
             if key.open_intent is None:
                 return key
-            if not self._effects.settle(key_id, self.by):
+            if not self._effects.settle(key_id, self.by, eviction_wait=0):
                 if time.monotonic() >= deadline:
                     raise KmsError("ServiceUnavailableTemporary", "another change of this key is under way; try again")
                 time.sleep(INTENT_POLL_SECONDS)

@@ -32,7 +32,7 @@ class Reconciler:
         pending: list[str] = []
         for intent in self._queries.open_intents():
             try:
-                settled = self._effects.settle(intent.key_id, self._by)
+                settled = self._effects.settle(intent.key_id, self._by, eviction_wait=0)
             except KmsError as error:
                 pending.append(f"{intent.key_id}: {error.message}")
                 continue

@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from kmscore.clock import Clock
 from kmscore.domain.by import By
 from kmscore.domain.key import Key
-from kmscore.domain.names import MAX_TAGS, Place, check_tag_keys
-from kmscore.engine.arguments import flag, key_id_only, string_map, strings
+from kmscore.domain.names import MAX_TAGS, Place, check_tag_key, check_tag_keys, check_tag_value
+from kmscore.engine.arguments import flag, key_id_only, required, string_map, strings
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.errors import KmsError, invalid
 from kmscore.results import Tag, TagPage
@@ -59,9 +59,9 @@ class Tagging:
         """Tags of these keys, or of all, that bear all of `tags` (None: any value); 200 rows a page."""
         _check_type(resource_type)
         ids = strings(resource_id, "ResourceId", MAX_RESOURCES) if resource_id else ()
-        wanted = dict(tags or {})
-        if len(wanted) > MAX_TAGS:
-            raise invalid("Tag")
+        if tags is not None and (not isinstance(tags, Mapping) or len(tags) > MAX_TAGS):
+            raise invalid("Tag", f"It is a map of at most {MAX_TAGS} tags.")
+        wanted = {check_tag_key(name): None if value is None else check_tag_value(value) for name, value in (tags or {}).items()}
         after = _parse_token(next_token)
         rows = self._queries.list_tags(self._clock.now(), ids, wanted, after, TAG_PAGE_ROWS + 1)
         page = tuple(Tag(*row) for row in rows[:TAG_PAGE_ROWS])
@@ -91,7 +91,7 @@ def _parse_token(token: str) -> tuple[str, str]:
     if not token:
         return _START
     try:
-        key_id, tag_key = base64.b64decode(token, altchars=b"-_", validate=True).decode().split("\n")
+        key_id, tag_key = base64.b64decode(required(token, "NextToken"), altchars=b"-_", validate=True).decode().split("\n")
     except (binascii.Error, ValueError):
         raise invalid("NextToken") from None
     return key_id, tag_key

@@ -12,15 +12,22 @@ import time
 from pathlib import Path
 
 from kmscore.errors import KmsError, SetupError
-from kmscore.process import start_time, this_process
+from kmscore.process import boot_id, start_time, this_process
 from kmscore.store._gate import SIZE, SLOTS, Gate
 
 POLL_SECONDS = 0.002  # while waiting for slots
 
 
 class Freshness:
-    def __init__(self, path: Path) -> None:
-        """Join under the home lock: create the file where it is missing, and take a slot that no live process holds."""
+    def __init__(self, directory: Path) -> None:
+        """Join under the home lock: create the file where it is missing, and take a slot that no live process holds.
+
+        One file a boot: what a power cut left of an older one, half-written perhaps, is nobody's, and is cleared away.
+        """
+        path = directory / f"gate-{boot_id()}"
+        for old in directory.glob("gate*"):
+            if old != path:
+                old.unlink(missing_ok=True)
         with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
             if os.fstat(file.fileno()).st_size != SIZE:  # new, or its maker was killed
                 file.truncate(SIZE)

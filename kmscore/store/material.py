@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from kmscore.errors import KmsError
-from kmscore.store.sqlite import DurableDatastore, unavailable
+from kmscore.store.sqlite import DurableDatastore
 
 
 class SoftwareMaterial:
@@ -31,11 +31,7 @@ class SoftwareMaterial:
         """
         with self._datastore.writing() as cursor:
             cursor.execute("DELETE FROM software_material WHERE material_id = ?", (material_id,))
-        with unavailable("empty its log"), self._datastore.get_connection(commit=True) as connection:
-            cursor = connection.cursor()
-            cursor.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-            busy = cursor.fetchone()[0]
-        if busy:
+        if not self._datastore.empty_log():
             raise KmsError("ServiceUnavailableTemporary", "the store's log is being read; material is removed once it is not")
 
     def ids(self) -> Iterable[bytes]:

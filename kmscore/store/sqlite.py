@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import sqlite3
+import threading
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from kmscore.errors import KmsError, SetupError
 from kmscore.store.schema import SCHEMA_VERSION, STATEMENTS
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
+EMPTY_LOG_SECONDS = 0.2  # the destruction of software material is taken up again when this was too short
 POOL_SIZE = 8
 POOL_OVERFLOW = 56  # a thread of the service each, at most
 
@@ -32,6 +34,10 @@ Statement = tuple[str, Sequence[Any]]
 class DurablePool(SQLiteConnectionPool):
     """Connections that may not lose an acknowledged commit, and leave nothing of a deleted row behind."""
 
+    def __init__(self, **settings: Any) -> None:
+        self._failure = threading.local()
+        super().__init__(**settings)
+
     def _create_connection(self) -> SQLiteConnection:
         connection = super()._create_connection()
         cursor = connection.cursor()
@@ -40,6 +46,25 @@ class DurablePool(SQLiteConnectionPool):
             cursor.execute(f"PRAGMA {pragma}")
         return connection
 
+    # The library takes the writer's lock before it connects, and keeps it for ever when connecting fails (no file descriptors left for
+    # a second, say): nothing could be written until a restart.
+
+    def _get_connection(self, timeout: float = 0.0) -> SQLiteConnection:
+        self._failure.happened = True
+        connection = super()._get_connection(timeout)
+        self._failure.happened = False
+        return connection
+
+    def get_connection(self, timeout: float | None = None, *, is_writer: bool | None = None) -> SQLiteConnection:
+        self._failure.happened = False
+        try:
+            return super().get_connection(timeout, is_writer=is_writer)
+        except BaseException:
+            if is_writer and self._failure.happened:
+                self._num_writers -= 1
+                self._writer_lock.release()
+            raise
+
 
 class DurableDatastore(SQLiteDatastore):
     def __init__(self, path: Path) -> None:
@@ -47,6 +72,14 @@ class DurableDatastore(SQLiteDatastore):
         self.pool = DurablePool(
             db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
         )
+
+    def empty_log(self) -> bool:
+        """Move everything from the write-ahead log into the file and empty the log; False while a reader or writer is in the way.
+
+        On a connection of its own: the pool's would wait for readers with the writer's lock held, and everyone behind it.
+        """
+        with unavailable("empty its log"), closing(sqlite3.connect(self.pool.db_name, timeout=EMPTY_LOG_SECONDS)) as connection:
+            return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
 
     @contextmanager
     def reading(self) -> Iterator[SQLiteCursor]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -434,17 +436,11 @@ except kmscore.SetupError as error:
 else:
     raise AssertionError("opened")
 """
-    import subprocess
-    import sys
-
     done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "home")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_restart_finds_everything(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     script = """
 import sys, kmscore
 home, blobs = sys.argv[1], sys.argv[2:]
@@ -505,6 +501,124 @@ def test_the_uses_of_a_suite_2_version_are_counted_then_rotated_then_refused(kms
         assert refused.value.code == "Rejected.LimitExceeded"
     finally:
         crypto._limits = usual
+
+
+def test_hostile_arguments_get_a_clear_refusal(kms: Kms) -> None:
+    key = kms.create_key().key_id
+    strange = ["\ud800", "a\0b", "a\nb", 7, b"key", ["key"], {}, 1.5]
+    for value in strange:
+        for call in (kms.describe_key, kms.disable_key, kms.rotate_key, kms.list_resource_tags, kms.list_aliases_by_key_id):
+            assert code(call, value) in ("InvalidParameter", "MissingParameter"), (call, value)
+        assert code(kms.encrypt, value, b"x") in ("InvalidParameter", "MissingParameter")
+        assert code(kms.create_alias, key, alias_name=value) in ("InvalidParameter", "MissingParameter")
+        assert code(kms.update_key_description, key, description=value) in ("InvalidParameter",) if value not in ("a\0b", "a\nb") else True
+        assert code(kms.update_rotation_policy, key, enable_automatic_rotation=True, rotation_interval=value).startswith(
+            ("InvalidParameter", "MissingParameter")
+        )
+        assert code(kms.list_keys, filters={"KeyState": [value]}) == "InvalidParameter"
+        assert value == ["key"] or code(kms.list_keys, filters={"KeyState": value}) in ("InvalidParameter", "MissingParameter")
+        assert code(kms.list_tag_resources, next_token=value) == "InvalidParameter" if value else True
+        assert code(kms.generate_data_key, key, key_spec=value) == "InvalidParameter" if value else True
+        assert code(kms.describe_key_version, key, key_version_id=value) in ("InvalidParameter", "MissingParameter")
+    for bad in ({"KeyState": []}, {"KeyState": ["x"] * 11}, {str(n): ["x"] for n in range(11)}, {"Unknown": ["x"]}, "KeyState", 5):
+        assert code(kms.list_keys, filters=bad) in ("InvalidParameter", "MissingParameter")
+    for bad in (b"bytes", "text", 5, None):
+        assert code(kms.encrypt_batch, key, bad) == code(kms.decrypt_batch, bad) == "InvalidParameter"
+    assert code(kms.encrypt, key, b"x", content=2) == "InvalidParameter"  # material is for no caller
+    assert code(kms.encrypt, key, memoryview(b"abcdef")[::2]) == "InvalidParameter"
+    assert code(kms.decrypt, memoryview(b"abcdef")[::2]) == "InvalidParameter"
+    assert code(kms.list_tag_resources, tag={"\ud800": None}) == "InvalidParameter.TagKey"
+    assert code(kms.history, "system/root") == code(kms.history, "key-none") == "Forbidden.KeyNotFound"
+
+
+def test_a_closed_engine_says_so(tmp_path: Path) -> None:
+    kms = kmscore.open_kms(tmp_path / "home", pkcs11_module="none")
+    key = kms.create_key().key_id
+    kms.close()
+    kms.close()
+    for call in (lambda: kms.encrypt(key, b"x"), lambda: kms.decrypt(b"x"), lambda: kms.describe_key(key), kms.create_key, kms.run_due):
+        with pytest.raises(kmscore.SetupError, match="closed"):
+            call()
+
+
+def test_homes_and_settings_that_are_refused(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "document").write_text("mine")
+    with pytest.raises(kmscore.SetupError, match="not empty"):
+        kmscore.open_kms(other)
+    assert [path.name for path in other.iterdir()] == ["document"]
+    with pytest.raises(kmscore.SetupError, match="cannot read"):
+        kmscore.open_kms(other / "document" / "home")
+    for bad in (
+        {"poll_seconds": 0},
+        {"poll_seconds": float("nan")},
+        {"tick_seconds": "5"},
+        {"max_keys": -1},
+        {"key_version_min_days": 10**12},
+        {"region": "a:b"},
+        {"account_id": "²"},
+        {"account_id": 5},
+        {"database_url": "postgresql://x"},
+        {"no_such_setting": 1},
+    ):
+        with pytest.raises(kmscore.SetupError):
+            kmscore.open_kms(tmp_path / "never", **bad)
+    assert not (tmp_path / "never").exists()
+
+
+def test_a_lost_database_beside_a_token_with_keys_is_not_replaced(tmp_path: Path) -> None:
+    script = """
+import sys, pathlib, kmscore
+home = pathlib.Path(sys.argv[1])
+with kmscore.open_kms(home) as kms:
+    kms.create_key(protection_level="HSM")
+for path in home.glob("kms.db*"):
+    path.unlink()
+try:
+    kmscore.open_kms(home)
+except kmscore.SetupError as error:
+    assert "restore the database" in str(error), error
+else:
+    raise AssertionError("opened with an empty store")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "home")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_level_without_its_custody_is_refused_at_use(tmp_path: Path) -> None:
+    """A home made without a token, used with one for a while, then without it again."""
+    script = """
+import sys, kmscore
+home = sys.argv[1]
+with kmscore.open_kms(home, pkcs11_module="none"):
+    pass
+with kmscore.open_kms(home) as kms:
+    key = kms.create_key(protection_level="HSM").key_id
+    blob = kms.encrypt(key, b"x").ciphertext_blob
+with kmscore.open_kms(home, pkcs11_module="none") as kms:
+    for call in (lambda: kms.encrypt(key, b"x"), lambda: kms.decrypt(blob), lambda: kms.rotate_key(key)):
+        try:
+            call()
+        except kmscore.KmsError as error:
+            assert error.code == "Unsupported.ProtectionLevel", error
+        else:
+            raise AssertionError("served")
+"""
+    done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "home")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_clock_file_that_tells_no_time_is_a_refusal(tmp_path: Path) -> None:
+    clock = tmp_path / "clock"
+    clock.write_text("2030-01-01T00:00:00Z")
+    with kmscore.open_kms(tmp_path / "home", clock_file=str(clock), pkcs11_module="none") as kms:
+        key = kms.create_key().key_id
+        for bad in ("", "soon", "2030-01-01T00:00:00"):
+            clock.write_text(bad)
+            assert code(kms.create_key) == "ServiceUnavailableTemporary"
+        clock.write_text("2030-02-01T00:00:00Z")
+        assert kms.rotate_key(key).creation_date == datetime(2030, 2, 1, tzinfo=UTC)
 
 
 def test_quotas(tmp_path: Path) -> None:

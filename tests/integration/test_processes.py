@@ -17,6 +17,7 @@ import pytest
 import kmscore
 from kmscore.bootstrap import open_kms
 from kmscore.engine.kms import Kms
+from kmscore.process import boot_id
 
 STARTER = """
 import sys, kmscore
@@ -203,7 +204,8 @@ os.wait()
 
 def test_a_gate_whose_maker_was_killed_is_made_again(home: Path) -> None:
     (home / "run").mkdir(parents=True)
-    (home / "run" / "gate").touch()
+    (home / "run" / f"gate-{boot_id()}").touch()
+    (home / "run" / "gate-of-an-earlier-boot").write_bytes(b"torn")
     with open_kms(home, pkcs11_module="none") as kms:
         key = kms.create_key().key_id
         kms.disable_key(key)

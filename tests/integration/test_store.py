@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from eventsourcing.persistence import OperationalError
+from eventsourcing.persistence import InterfaceError, OperationalError
 
 from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
@@ -244,6 +244,32 @@ def test_removed_material_leaves_no_byte_in_any_file(opened: Opened) -> None:
     assert len(list(table.ids())) == 49
 
 
+def test_a_reader_delays_a_removal_and_nobody_else(opened: Opened) -> None:
+    table = SoftwareMaterial(opened.datastore)
+    table.put(b"1" * 16, b"wrapped")
+    with sqlite3.connect(opened.path) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM software_material").fetchone()
+        with pytest.raises(KmsError, match="log is being read"):
+            table.remove(b"1" * 16)
+        active_key(opened.store, "key-1")  # a writer is not kept waiting
+        reader.execute("COMMIT")
+    reader.close()
+    table.remove(b"1" * 16)
+
+
+def test_a_connection_that_fails_once_does_not_block_writers_for_ever(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = opened.datastore.pool
+    pool._pool.clear()  # the next writer has to connect
+    create = type(pool)._create_connection
+    monkeypatch.setattr(type(pool), "_create_connection", lambda self: (_ for _ in ()).throw(InterfaceError("no file descriptors")))
+    with pytest.raises(KmsError) as failed:
+        active_key(opened.store, "key-1")
+    assert failed.value.code == "ServiceUnavailableTemporary"
+    monkeypatch.setattr(type(pool), "_create_connection", create)
+    active_key(opened.store, "key-2")
+
+
 def test_facts_are_set_once(opened: Opened) -> None:
     facts = Facts(opened.datastore)
     assert facts.get("instance_id") is None
@@ -287,9 +313,8 @@ def test_the_read_side_pages_and_filters(opened: Opened) -> None:
         assert queries.list_keys(NOW, filters, 10, 0) == (["key-03"], 1), filters
     assert queries.list_keys(NOW, {"KeyState": ["Disabled"], "TagKey": ["a", "none"]}, 10, 0) == (["key-03"], 1)
     assert queries.list_keys(NOW, {"ProtectionLevel": ["SOFTWARE"]}, 10, 0) == ([], 0)
-    for bad in ({"Unknown": ["x"]}, {"KeyState": []}, {"KeyState": ["x"] * 11}):
-        with pytest.raises(KmsError, match="Filters"):
-            queries.list_keys(NOW, bad, 10, 0)
+    with pytest.raises(KmsError, match="Filters"):
+        queries.list_keys(NOW, {"Unknown": ["x"]}, 10, 0)
 
 
 def test_due_rows_are_those_of_the_state(opened: Opened) -> None:
