@@ -15,7 +15,6 @@ import contextlib
 import os
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -57,6 +56,8 @@ class Library:
     users: int = 1
     calls: int = 0
     """Threads inside `in_use` now; the core counts its own."""
+    closing: bool = False
+    """Nobody enters any more; it is finalised when the last call has returned, and only then forgotten."""
     tokens: dict[int, _p11.Token] = field(default_factory=dict)
     """Logged-in tokens by slot, shared by everyone in this process."""
     objects: threading.RLock = field(default_factory=threading.RLock)
@@ -69,7 +70,7 @@ class Library:
     def in_use(self) -> Iterator[None]:
         """Round every use of python-pkcs11: C_Finalize waits until nobody is inside. Raises KmsError after the last `release`."""
         with _guard:
-            if _open.get(self.path) is not self or self.pid != os.getpid():
+            if _open.get(self.path) is not self or self.closing or self.pid != os.getpid():
                 raise KmsError("ServiceUnavailableTemporary", "the token is closed")
             self.calls += 1
         try:
@@ -77,6 +78,7 @@ class Library:
         finally:
             with _guard:
                 self.calls -= 1
+                _returned.notify_all()
 
     def logged_in(self, slot: int, login: Callable[[_p11.Token], None]) -> _p11.Token:
         """The token in `slot`, logged in by `login` when nobody in this process has done so yet."""
@@ -101,6 +103,8 @@ class Library:
 
 
 _guard = threading.RLock()
+_returned = threading.Condition(_guard)
+"""Told whenever a call returns. Waiting on it lets go of _guard, which the returning call needs."""
 _open: dict[str, Library] = {}
 _controls: dict[str, Control] = {}
 """python-pkcs11's side of each module ever loaded, finalised; it stays loaded, since nothing is gained by dlclose."""
@@ -115,6 +119,8 @@ def acquire(module: str | os.PathLike[str], conf: Path | None = None) -> Library
     path = os.path.realpath(module)
     conf = conf.resolve() if conf is not None else None
     with _guard:
+        if (library := _open.get(path)) is not None and library.closing and library.pid == os.getpid():
+            _shut(library, CLOSE_WAIT_SECONDS)  # what an earlier close did not see the end of
         if (library := _open.get(path)) is not None:
             _check_same(library, conf)
             library.users += 1
@@ -210,15 +216,18 @@ def _softhsm_conf(conf: Path | None) -> Iterator[None]:
 
 
 def _shut(library: Library, wait_seconds: float) -> None:
-    """Finalise, which logs out and kills every session and key. It is forgotten first: whatever fails, the next open starts afresh."""
-    del _open[library.path]
+    """Finalise, which logs out and kills every session and key, once every call has returned; _guard is held.
+
+    Raises KmsError when one has not in time: the next close or open tries again.
+    """
+    library.closing = True
     library.tokens.clear()
-    deadline = time.monotonic() + wait_seconds
-    while library.calls:
-        if time.monotonic() >= deadline:
-            raise KmsError("ServiceUnavailableTemporary", f"a call of {library.path} has not returned in {wait_seconds:g} seconds")
-        time.sleep(0.002)
-    library.core.finalize()
+    if not _returned.wait_for(lambda: not library.calls or _open.get(library.path) is not library, wait_seconds):
+        raise KmsError("ServiceUnavailableTemporary", f"a call of {library.path} has not returned in {wait_seconds:g} seconds")
+    if _open.get(library.path) is library:
+        library.core.finalize()
+        del _open[library.path]
+        _returned.notify_all()
 
 
 @atexit.register
@@ -226,5 +235,5 @@ def _shut_all() -> None:
     """Nobody closed: finalise before the C library's own exit handlers pull OpenSSL away under SoftHSM (SoftHSM #635)."""
     for library in list(_open.values()):
         if library.pid == os.getpid():
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(Exception), _guard:
                 _shut(library, EXIT_WAIT_SECONDS)

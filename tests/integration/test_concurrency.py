@@ -240,3 +240,31 @@ def test_a_commit_is_seen_through_a_large_log_without_a_scan(kms: Kms) -> None:
         cursor.execute("EXPLAIN QUERY PLAN SELECT position, originator_id FROM stored_events WHERE position > ? ORDER BY position", (5,))
         (plan,) = (row[3] for row in cursor.fetchall())
     assert "SEARCH" in plan
+
+
+def test_an_engine_closes_beside_its_callers_and_opens_again(tmp_path: Path) -> None:
+    made: list[str] = []
+    for _ in range(5):
+        kms = kmscore.open_kms(tmp_path / "home", ticker=False)
+        under_way = threading.Event()
+
+        def create(kms: Kms = kms, under_way: threading.Event = under_way) -> None:
+            while True:
+                try:
+                    made.append(kms.create_key(protection_level="HSM").key_id)
+                except KmsError:
+                    return
+                under_way.set()
+
+        callers = [threading.Thread(target=create) for _ in range(2)]
+        for caller in callers:
+            caller.start()
+        assert under_way.wait(20)
+        kms.close()
+        for caller in callers:
+            caller.join()
+    with kmscore.open_kms(tmp_path / "home", ticker=False) as kms:
+        for key in made:
+            assert kms.encrypt(key, b"x")
+        report = kms.reconcile()
+        assert report.missing == report.quarantined == ()
