@@ -19,7 +19,9 @@ from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Object, Session
 
 from kmscore.custody import _p11, module, templates
+from kmscore.custody.files import FREE_SPACE_FLOOR, free_bytes
 from kmscore.custody.fragments import count_named, find_nameless, sweep_fragments
+from kmscore.custody.generation import look_again
 from kmscore.custody.locks import token_lock
 from kmscore.custody.port import AeadKey, Inventory, MaterialRef
 from kmscore.custody.selftest import self_test
@@ -102,6 +104,9 @@ class HsmKeeper:
         allowed_mechanisms, value_len, check_value, label, role, token_serial, ...
         """
         template = templates.template_for(ref, self._instance_id)
+        if self._own is not None and free_bytes(self._own.directory) < FREE_SPACE_FLOOR:
+            # SoftHSM does not notice when a write fails (RELIABILITY 1.1 fact 3).
+            raise KmsError("ServiceUnavailableTemporary", f"the disk of the token is nearly full: {self._own.directory}")
         with self._mutation(), self._session() as session, self._objects, calling("C_GenerateKey"):
             session.generate_key(
                 KeyType(int(template[Attribute.KEY_TYPE])),  # type: ignore[arg-type]
@@ -163,6 +168,7 @@ class HsmKeeper:
         prefix = templates.label_prefix(self._instance_id)
         materials: set[bytes] = set()
         foreign: list[str] = []
+        self._look_again()
         for _, object_id, label, object_class in self._enumerate():
             if len(object_id) == 16 and label == templates.label_for(self._instance_id, object_id):
                 materials.add(object_id)
@@ -175,6 +181,7 @@ class HsmKeeper:
 
     def attributes(self, ref: MaterialRef) -> dict[Attribute, templates.Value]:
         """What the token says of the object now, for attestation and fsck. Raises Rejected.Unavailable unless there is exactly one."""
+        self._look_again()
         with self._session() as session:
             return self._attributes(self._only(session, ref.material_id), ref)
 
@@ -211,6 +218,7 @@ class HsmKeeper:
         with self._mutation():
             for _ in range(_DESTROY_ROUNDS):
                 with self._session() as session:
+                    self._look_again()
                     found = self._find(session, material_id)
                     for thing in found:
                         try:
@@ -235,6 +243,7 @@ class HsmKeeper:
             return False
         with token_lock(self._own.home, shared=False):
             before = count_named(self._own.directory)
+            self._look_again()
             seen = {(object_class, object_id) for _, object_id, _, object_class in self._enumerate() if object_id}
             return len(seen) >= max(before, count_named(self._own.directory))
 
@@ -259,6 +268,7 @@ class HsmKeeper:
             return {Attribute(number): value for number, value in thing.get_attributes(wanted).items()}
 
     def _verified(self, ref: MaterialRef) -> dict[str, str | int | bool]:
+        self._look_again()
         with self._session() as session:
             thing = self._only(session, ref.material_id)
             found = self._attributes(thing, ref)
@@ -286,13 +296,28 @@ class HsmKeeper:
             with self._lock:
                 if (handle := self._index_now().get(material_id)) is not None:
                     return handle
-        with self._objects:
-            found = patiently(lambda: self.token.find(material_id, _CKO_SECRET_KEY))
+        found = self._find_key(material_id)
+        if not found and self._own is not None:
+            self._look_again()
+            found = self._find_key(material_id)
         handle = self._one(found)
         with self._lock:
             if self._handles is not None:
                 self._handles[material_id] = handle
         return handle
+
+    def _find_key(self, material_id: bytes) -> list[int]:
+        with self._objects:
+            return patiently(lambda: self.token.find(material_id, _CKO_SECRET_KEY))
+
+    def _look_again(self) -> None:
+        """Before a look that must be right: SoftHSM overlooks what another process did just before we did something (generation.py)."""
+        if self._own is None:
+            return
+        try:
+            look_again(self._own.directory)
+        except OSError as error:
+            raise KmsError("ServiceUnavailableTemporary", f"cannot reach the token's files: {error.strerror}") from error
 
     def _enumerate(self) -> list[tuple[int, bytes, str, int]]:
         with self._objects:

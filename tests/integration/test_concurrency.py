@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import kmscore
 from kmscore import FixedClock, KmsError
 from kmscore.bootstrap import open_kms
 from kmscore.custody.fake import FakeKeeper, FakeToken
@@ -94,8 +95,13 @@ def test_an_attempt_that_ends_while_it_is_looked_at_is_not_abandoned(kms: Kms, t
 
     monkeypatch.setattr(Queries, "open_intents", slow_look)
     token.faults.at("generate.after", lambda: looked.wait(10))
-    recovery = threading.Thread(target=lambda: [kms.reconcile() for _ in range(50) if not looked.is_set()], name="recovery")
     creation = threading.Thread(target=lambda: kms.create_key(protection_level="HSM"))
+
+    def recover() -> None:
+        while creation.is_alive() and not looked.is_set():
+            kms.reconcile()
+
+    recovery = threading.Thread(target=recover, name="recovery")
     creation.start()
     recovery.start()
     creation.join()

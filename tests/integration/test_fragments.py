@@ -141,6 +141,41 @@ print(len(keeper.inventory().materials))
 
 
 @needs_strace
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("error", ["ENOSPC", "EIO"])
+def test_a_write_that_fails_is_noticed(home: Path, error: str) -> None:
+    """SoftHSM does not look at what its writes answer. Whatever is reported as made is whole for another process."""
+    log = home.parent / "log"
+    with opened(home):
+        pass
+    assert run_child(GENERATE, home, os.urandom(16).hex(), strace=["-e", "trace=write", "-o", str(log)]).returncode == 0
+    points = syscalls_after_mark(log, "generate", ("write",))
+    for name, number in [*sample(points[:-4], 3), *points[-4:]]:
+        ref = new_ref()
+        inject = ["-e", f"trace={name}", "-e", f"inject={name}:error={error}:when={number}", "-o", "/dev/null"]
+        said = run_child(GENERATE, home, ref.material_id.hex(), strace=inject).returncode
+        with opened(home, material_known=True) as keeper:
+            assert said != 0 or _works(keeper, ref)
+            keeper.destroy(ref.material_id)
+            keeper.sweep()
+            assert ref.material_id not in keeper.inventory().materials
+            assert keeper.inventory().foreign == ()
+
+
+def test_nothing_is_made_on_a_disk_that_is_nearly_full(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(home) as keeper:
+        ref = new_ref()
+        keeper.generate(ref)
+        monkeypatch.setattr("kmscore.custody.hsm.free_bytes", lambda path: 1 << 20)
+        with pytest.raises(KmsError) as caught:
+            keeper.generate(new_ref())
+        assert caught.value.code == "ServiceUnavailableTemporary"
+        assert _works(keeper, ref)
+        keeper.destroy(ref.material_id)
+        assert keeper.inventory() == Inventory(frozenset(), ())
+
+
+@needs_strace
 def test_killed_inside_a_destruction(home: Path) -> None:
     code = """
 keeper = open_keeper(home)

@@ -14,6 +14,7 @@ from custody_helpers import child, fast_directory, header_of, new_ref, open_keep
 
 from kmscore.custody import module
 from kmscore.custody.hsm import HsmKeeper
+from kmscore.custody.port import MaterialRef
 from kmscore.custody.probe import probe
 from kmscore.errors import KmsError, SetupError
 
@@ -115,7 +116,7 @@ import random, threading
 from kmscore.domain.specs import Suite
 from kmscore.errors import KmsError
 keeper = open_keeper(home)
-failed = []
+failed, left = [], []
 def work(seed):
     chance, mine = random.Random(seed), []
     try:
@@ -141,12 +142,14 @@ def work(seed):
                 keeper.sweep()
     except Exception as error:
         failed.append(repr(error))
-    for ref in mine:
-        print(ref.material_id.hex())
+    left.extend(mine)
 threads = [threading.Thread(target=work, args=(seed,)) for seed in range(4)]
 [thread.start() for thread in threads]
 [thread.join() for thread in threads]
 assert not failed, failed
+for ref in left:
+    keeper.load(ref).encrypt(bytes(19), bytes(19), b"x")
+    print(ref.material_id.hex())
 keeper.close()
 """
 
@@ -159,6 +162,24 @@ def test_threads_of_several_processes_on_one_token(directory: Path) -> None:
     with opened(directory / "home") as keeper:
         assert keeper.inventory().materials == {bytes.fromhex(line) for out, _ in answers for line in out.split()}
         assert keeper.inventory().foreign == ()
+
+
+def test_what_another_process_did_just_before_is_not_overlooked(directory: Path) -> None:
+    """SoftHSM's commit takes over the number by which it would have noticed (generation.py)."""
+    make = "keeper = open_keeper(home)\nref = new_ref()\nkeeper.generate(ref)\nprint(ref.material_id.hex())"
+    with opened(directory / "home") as keeper:
+        for look in ("load", "inventory", "destroy"):
+            kept = new_ref()
+            keeper.generate(kept)
+            theirs = MaterialRef(bytes.fromhex(run_child(make, directory / "home").stdout.strip()), kept.spec, kept.suite)
+            keeper.generate(new_ref())
+            if look == "load":
+                assert keeper.load(theirs)
+            elif look == "inventory":
+                assert theirs.material_id in keeper.inventory().materials
+            keeper.destroy(theirs.material_id)
+            ask = "keeper = open_keeper(home)\nprint(sys.argv[2] in [i.hex() for i in keeper.inventory().materials])"
+            assert run_child(ask, directory / "home", theirs.material_id.hex()).stdout.strip() == "False"
 
 
 def test_an_object_that_softhsm_lists_twice_is_one(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,11 +63,17 @@ SAME = {
 BY_HAND = {
     Suite.XAES_256_GCM: {
         **SAME,
-        **{Attribute.DERIVE: True, Attribute.ENCRYPT: False, Attribute.DECRYPT: False, Attribute.ALLOWED_MECHANISMS: (0x1104,)},
+        Attribute.DERIVE: True,
+        Attribute.ENCRYPT: False,
+        Attribute.DECRYPT: False,
+        Attribute.ALLOWED_MECHANISMS: (0x1104,),
     },
     Suite.AES_GCM: {
         **SAME,
-        **{Attribute.DERIVE: False, Attribute.ENCRYPT: True, Attribute.DECRYPT: True, Attribute.ALLOWED_MECHANISMS: (0x1087,)},
+        Attribute.DERIVE: False,
+        Attribute.ENCRYPT: True,
+        Attribute.DECRYPT: True,
+        Attribute.ALLOWED_MECHANISMS: (0x1087,),
     },
 }
 

@@ -169,7 +169,7 @@ def test_a_wrong_pin_is_said_and_harms_nothing(directory: Path) -> None:
         pass
     pin = (home / "pin").read_bytes()
     (home / "pin").write_bytes(b"12345678\n")
-    with pytest.raises(SetupError, match="PIN"), opened(home, material_known=True):
+    with pytest.raises(SetupError, match="does not take the PIN"), opened(home, material_known=True):
         pass
     (home / "pin").unlink()
     with pytest.raises(SetupError, match="PIN"), opened(home, material_known=True):
