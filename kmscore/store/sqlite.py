@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from eventsourcing.persistence import PersistenceError, StoredEvent
+from eventsourcing.persistence import InterfaceError, PersistenceError, StoredEvent
 from eventsourcing.sqlite import (
     SQLiteApplicationRecorder,
     SQLiteConnection,
@@ -25,6 +25,7 @@ from kmscore.store.schema import SCHEMA_VERSION, STATEMENTS
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
 EMPTY_LOG_SECONDS = 0.2  # the destruction of software material is taken up again when this was too short
+CLOSE_SECONDS = 60.0  # more than any statement takes, a writer's wait for another included
 POOL_SIZE = 8
 POOL_OVERFLOW = 56  # a thread of the service each, at most
 
@@ -68,10 +69,41 @@ class DurablePool(SQLiteConnectionPool):
 
 class DurableDatastore(SQLiteDatastore):
     def __init__(self, path: Path) -> None:
+        self._pid = os.getpid()
+        self._idle = threading.Condition()
+        self._users = 0
+        self._closed = False
         super().__init__(str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, originator_id_type="text")
         self.pool = DurablePool(
             db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
         )
+
+    @contextmanager
+    def get_connection(self, *, commit: bool) -> Iterator[SQLiteConnection]:
+        with self._idle:
+            if self._closed:
+                raise InterfaceError("it is closed")
+            self._users += 1
+        try:
+            with super().get_connection(commit=commit) as connection:
+                yield connection
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    def close(self) -> None:
+        """Close every connection once nobody uses one: SQLite crashes when one is closed under a statement.
+
+        Idempotent. Does nothing in a forked child, whose parent's connections these are.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._idle:
+            self._closed = True
+            if not self._idle.wait_for(lambda: not self._users, CLOSE_SECONDS):
+                return  # better leaked than crashed
+        super().close()
 
     def empty_log(self) -> bool:
         """Move everything from the write-ahead log into the file and empty the log; False while a reader or writer is in the way.
