@@ -92,7 +92,7 @@ cdef class Gate:
 
     cdef int check(self) except -1:
         if self.words == NULL or self.closed:
-            raise ValueError("the Gate is closed")
+            raise SetupError("this engine is closed")
         return 0
 
     cdef int check_owner(self) except -1:

@@ -7,7 +7,9 @@ process's, and a session of python-pkcs11 that was opened with one would log eve
 
 from __future__ import annotations
 
+import os
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -23,6 +25,7 @@ from kmscore.custody.files import FREE_SPACE_FLOOR, free_bytes
 from kmscore.custody.fragments import count_named, find_nameless, sweep_fragments
 from kmscore.custody.generation import look_again
 from kmscore.custody.locks import token_lock
+from kmscore.custody.objectfile import is_whole
 from kmscore.custody.port import AeadKey, Inventory, MaterialRef
 from kmscore.custody.selftest import self_test
 from kmscore.custody.tokenerrors import HANDLE_INVALID, calling, patiently
@@ -34,6 +37,7 @@ T = TypeVar("T")
 _CKF_DERIVE = 0x80000
 _CKO_SECRET_KEY = 4
 _DESTROY_ROUNDS = 3
+WHOLE_SECONDS = 2.0  # a C_GenerateKey of another process takes some 20 ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +111,7 @@ class HsmKeeper:
         if self._own is not None and free_bytes(self._own.directory) < FREE_SPACE_FLOOR:
             # SoftHSM does not notice when a write fails (RELIABILITY 1.1 fact 3).
             raise KmsError("ServiceUnavailableTemporary", f"the disk of the token is nearly full: {self._own.directory}")
-        with self._mutation(), self._session() as session, self._objects, calling("C_GenerateKey"):
+        with self._mutation(), self._session() as session, self._objects, self._written_whole(), calling("C_GenerateKey"):
             session.generate_key(
                 KeyType(int(template[Attribute.KEY_TYPE])),  # type: ignore[arg-type]
                 8 * SPECS[ref.spec].material_bytes,
@@ -342,6 +346,25 @@ class HsmKeeper:
         with self._lock:
             if self._handles is not None:
                 self._handles.pop(material_id, None)
+
+    @contextmanager
+    def _written_whole(self) -> Iterator[None]:
+        """Round the making of an object: its file must be whole afterwards.
+
+        SoftHSM answers from memory whatever became of its writes, so that a write cut short (a file size limit, a quota) would show only
+        after a restart. What else appears meanwhile is another process's, and is whole as soon as that one is done.
+        """
+        if self._own is None:
+            yield
+            return
+        before = set(os.listdir(self._own.directory))
+        yield
+        made = [self._own.directory / name for name in set(os.listdir(self._own.directory)) - before if name.endswith(".object")]
+        deadline = time.monotonic() + WHOLE_SECONDS
+        while not made or any(not is_whole(path) for path in made):
+            if time.monotonic() >= deadline:
+                raise KmsError("ServiceUnavailableTemporary", "the token did not write all of the object")
+            time.sleep(0.005)
 
     def _barrier(self) -> None:
         """Make what the token wrote durable: SoftHSM never syncs (RELIABILITY 1.1 fact 1). Another token's durability is its own."""

@@ -20,6 +20,7 @@ from pathlib import Path
 _TOKEN_LABEL, _TOKEN_SERIAL, _TOKEN_FLAGS, _SO_PIN, _USER_PIN = range(0x80005349, 0x8000534E)
 _CKF_USER_PIN_INITIALIZED = 0x8
 _CKA_TOKEN, _CKA_LABEL, _CKA_ID = 0x1, 0x3, 0x102
+_MATERIAL = (0x11, 0x120, 0x181)  # CKA_VALUE, CKA_MODULUS, CKA_EC_POINT
 
 Value = bool | int | bytes
 
@@ -89,6 +90,17 @@ def read_token(path: Path) -> TokenObject | None:
         return parse_token(path.read_bytes())
     except FileNotFoundError:
         return None
+
+
+def is_whole(path: Path) -> bool:
+    """Whether an object file holds a finished object, or is gone (its maker destroyed it)."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return True
+    attributes = parse(data)
+    # SoftHSM writes the value last, behind the whole template.
+    return attributes is not None and bool(attributes.get(_CKA_ID)) and any(attributes.get(kind) for kind in _MATERIAL)
 
 
 def is_fragment(data: bytes) -> bool:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -283,3 +285,42 @@ keeper.close()
 def _object(home: Path) -> Path:
     (path,) = (path for path in _files(home).glob("*.object") if path.name != "token.object")
     return path
+
+
+def test_an_object_whose_writing_was_cut_short_is_not_acknowledged(tmp_path: Path) -> None:
+    """SoftHSM answers from memory: without a look at the file, such a key works until the next start, and is lost then."""
+    make = """
+import resource, sys, kmscore
+from kmscore.domain.specs import ProtectionLevel
+with kmscore.open_kms(sys.argv[1], ticker=False) as kms:
+    keeper = kms._s.reconciler._keepers[ProtectionLevel.HSM]
+    generate = type(keeper).generate
+    def limited(ref, size=None):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+        try:
+            return generate(keeper, ref)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    for size in (16, 100, 200, 300, 400, 500, 600, 700, 4096):
+        keeper.generate = lambda ref, size=size: limited(ref, size)
+        try:
+            print(kms.create_key(protection_level="HSM").key_id)
+        except kmscore.KmsError:
+            print("refused")
+"""
+    use = """
+import sys, kmscore
+with kmscore.open_kms(sys.argv[1], ticker=False) as kms:
+    for key in sys.argv[2:]:
+        kms.encrypt(key, b"x")
+    report = kms.reconcile()
+    assert report.missing == (), report
+"""
+    home = str(tmp_path / "home")
+    made = subprocess.run([sys.executable, "-c", make, home], capture_output=True, text=True)
+    assert made.returncode == 0, made.stderr
+    answers = made.stdout.split()
+    assert answers[0] == "refused"
+    assert answers[-1].startswith("key-")
+    used = subprocess.run([sys.executable, "-c", use, home, *(key for key in answers if key != "refused")], capture_output=True, text=True)
+    assert used.returncode == 0, used.stderr

@@ -136,10 +136,10 @@ def test_closed(path: Path, gate: Gate) -> None:
     gate.close()
     gate.close()
     for call in (lambda: gate.generation, gate.bump, lambda: gate.wait(0, 0), lambda: gate.read(0), lambda: gate.publish(1), gate.release):
-        with pytest.raises(ValueError, match="closed"):
+        with pytest.raises(SetupError, match="closed"):
             call()
     hollow = Gate.__new__(Gate)
-    with pytest.raises(ValueError, match="closed"):
+    with pytest.raises(SetupError, match="closed"):
         hollow.bump()
     hollow.close()
     for leak in (lambda: pickle.dumps(gate), lambda: copy.copy(gate)):
