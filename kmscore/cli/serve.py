@@ -28,23 +28,29 @@ def serve(listen: str | None) -> None:
 
     from kmscore.api.app import build_app
 
+    servers: list[uvicorn.Server] = []
+
+    def stop(number: int, _: object) -> None:
+        """Before there is a server: leave through every `with`. Then it is told: an exception in the midst of its start would leave things
+        half-made. What it hands on when it has drained changes nothing any more."""
+        if servers:
+            servers[0].should_exit = True
+            return
+        for each in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(each, signal.SIG_IGN)
+        raise SystemExit(0)
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _stop)
+        signal.signal(number, stop)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     settings = load_settings(home_path())
     with _bind(listen or settings.listen) as listener, open_engine(ticker=True) as kms:
-        _announce(kms.settings, listener)
         config = uvicorn.Config(
             build_app(kms), log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_SECONDS
         )
-        uvicorn.Server(config).run(sockets=[listener])
-
-
-def _stop(number: int, _: object) -> None:
-    """Before the server runs and after it has drained (it hands the signal on): leave through every `with`."""
-    for each in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(each, signal.SIG_IGN)
-    raise SystemExit(0)
+        servers.append(uvicorn.Server(config))
+        _announce(kms.settings, listener)
+        servers[0].run(sockets=[listener])
 
 
 def _bind(address: str) -> socket.socket:
