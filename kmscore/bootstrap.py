@@ -51,8 +51,6 @@ from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_dat
 log = logging.getLogger("kmscore")
 
 ROOT_KEY = "system/root"  # the stream of the service's own key, which wraps software material
-# What may lie in a directory before it is a home: what an operator provides, and what a file system brings.
-PROVISIONED = {"kms.toml", "credentials", "pin", "so-pin", "lost+found"}
 SYSTEM = "kmscore"  # the actor of what the service does by itself
 
 
@@ -238,12 +236,11 @@ def _rotate_quietly(services: Services, key_id: str) -> None:
 
 
 def _make_directories(settings: Settings) -> None:
-    """Raises SetupError for a directory that is in use for something else: nothing of ours is put into it."""
     home = settings.home
-    if home.is_dir() and not (home / "run").exists() and any(path.name not in PROVISIONED for path in home.iterdir()):
-        raise SetupError(f"{home} is not empty and not a home of kmscore: name another directory, or an empty one")
     home.parent.mkdir(parents=True, exist_ok=True)
     make_directory(home)
+    if not any(home.iterdir()):
+        home.chmod(0o700)  # an empty directory that was made for us becomes ours alone
     make_directory(home / "run")
 
 

@@ -98,14 +98,12 @@ def test_a_closed_engine_says_so(tmp_path: Path) -> None:
 
 
 def test_homes_and_settings_that_are_refused(tmp_path: Path) -> None:
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "document").write_text("mine")
-    with pytest.raises(kmscore.SetupError, match="not empty"):
-        kmscore.open_kms(other)
-    assert [path.name for path in other.iterdir()] == ["document"]
+    document = tmp_path / "document"
+    document.write_text("mine")
     with pytest.raises(kmscore.SetupError, match="cannot read"):
-        kmscore.open_kms(other / "document" / "home")
+        kmscore.open_kms(document / "home")
+    with pytest.raises(kmscore.SetupError, match="cannot"):
+        kmscore.open_kms(document)
     for bad in (
         {"poll_seconds": 0},
         {"poll_seconds": float("nan")},
@@ -184,3 +182,17 @@ def test_quotas(tmp_path: Path) -> None:
         assert code(kms.create_key) == "Rejected.LimitExceeded"
         kms.create_alias(key, alias_name="alias/a")
         assert code(kms.create_alias, key, alias_name="alias/b") == "Rejected.LimitExceeded"
+
+
+def test_an_empty_directory_becomes_a_home_that_is_the_owners_alone(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    home.mkdir(mode=0o755)
+    with kmscore.open_kms(home, pkcs11_module="none"):
+        pass
+    assert home.stat().st_mode & 0o777 == 0o700
+    shared = tmp_path / "shared"
+    shared.mkdir(mode=0o755)
+    (shared / "document").touch()
+    with kmscore.open_kms(shared, pkcs11_module="none") as kms:
+        assert [f.do for f in kms.doctor() if f.level == "fail"] == [f"chmod go-rwx '{shared}'"]
+    assert (shared / "document").exists()
