@@ -99,6 +99,10 @@ def key_not_found() -> KmsError:
     return KmsError("Forbidden.KeyNotFound", "The specified Key is not found.")
 
 
+def forked() -> SetupError:
+    return SetupError("this engine was opened before the process forked; open it again in the child")
+
+
 def undecryptable() -> KmsError:
     """The one answer to every decrypt failure: wrong context, tampering, wrong key, malformed (RELIABILITY O4: no oracle)."""
     return invalid("CiphertextBlob")

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "kmscore"
 
-BASE = {"errors", "ids", "clock", "config", "process"}
+BASE = {"errors", "ids", "clock", "config", "process", "disk"}
 # room -> the rooms of kmscore that it may import besides itself and the base
 ROOMS: dict[str, set[str]] = {
     "domain": set(),

@@ -10,6 +10,7 @@ import shutil
 import stat
 from pathlib import Path
 
+from kmscore.disk import sync_directory
 from kmscore.errors import SetupError
 
 # A SoftHSM login on a full disk reports success and empties the token (RELIABILITY 1.1 fact 3), so nothing starts below this. Bytes.
@@ -41,14 +42,6 @@ def make_directory(path: Path) -> None:
         return
     path.chmod(0o700)
     sync_directory(path.parent)
-
-
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
 
 
 def sync_file(path: Path) -> None:

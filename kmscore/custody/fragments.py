@@ -10,8 +10,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from kmscore.custody.files import sync_directory
 from kmscore.custody.objectfile import has_id, is_fragment, is_nameless
+from kmscore.disk import sync_directory
 
 TOKEN_OBJECT = "token.object"
 # A foreign tool that is making an object right now takes no lock of ours: what changes between two looks is alive. A whole C_GenerateKey

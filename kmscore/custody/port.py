@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from kmscore.domain.specs import KeySpec, ProtectionLevel, Suite
+from kmscore.errors import KmsError
 
 Buffer = bytes | bytearray | memoryview
 
@@ -107,3 +108,11 @@ class Keeper(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def keeper_at(keepers: Mapping[ProtectionLevel, Keeper], level: ProtectionLevel) -> Keeper:
+    """The keeper of a level. Raises KmsError Unsupported.ProtectionLevel where there is none: level HSM without a token."""
+    keeper = keepers.get(level)
+    if keeper is None:
+        raise KmsError("Unsupported.ProtectionLevel", "Level HSM needs a token, and none is configured.")
+    return keeper

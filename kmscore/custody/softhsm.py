@@ -20,10 +20,11 @@ from pathlib import Path
 
 from kmscore.config import Settings
 from kmscore.custody import _p11, module
-from kmscore.custody.files import make_directory, remove_tree, require_private, require_space, sync_directory, sync_tree, write_file
+from kmscore.custody.files import make_directory, remove_tree, require_private, require_space, sync_tree, write_file
 from kmscore.custody.fragments import TOKEN_OBJECT
 from kmscore.custody.guard import Guard
 from kmscore.custody.objectfile import read_token
+from kmscore.disk import sync_directory
 from kmscore.errors import SetupError, TokenError
 
 # `slots.mechanisms`: only what is used, since SoftHSM walks the list at each operation (HSM section 1: 5 instead of 70 is 1.38 times as

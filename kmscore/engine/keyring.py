@@ -10,7 +10,7 @@ import threading
 from collections.abc import Mapping
 
 from kmscore.clock import Clock
-from kmscore.custody.port import AeadKey, Buffer, Keeper, MaterialRef
+from kmscore.custody.port import AeadKey, Buffer, Keeper, MaterialRef, keeper_at
 from kmscore.domain.alias import alias_not_found
 from kmscore.domain.envelope import NO_CONTEXT, pack_header, parse_header
 from kmscore.domain.key import Key, Version
@@ -18,7 +18,7 @@ from kmscore.domain.names import ALIAS_PREFIX, Place
 from kmscore.domain.specs import ContentKind, ProtectionLevel
 from kmscore.domain.states import REFUSALS
 from kmscore.engine.arguments import required
-from kmscore.errors import KmsError, SetupError, key_not_found, undecryptable
+from kmscore.errors import KmsError, forked, key_not_found, undecryptable
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
@@ -240,9 +240,7 @@ class KeyRing:
     def _load(self, use: VersionUse, view: KeyView) -> None:
         """Load the material of a version. A custody that stalls holds up those who want this version, and nobody else."""
         self._check_process()
-        keeper = self._keepers.get(view.key.level)
-        if keeper is None:
-            raise KmsError("Unsupported.ProtectionLevel", "Level HSM needs a token, and none is configured.")
+        keeper = keeper_at(self._keepers, view.key.level)
         with use.loading:
             with self._lock:
                 self._check_current(use, view)
@@ -275,7 +273,7 @@ class KeyRing:
     def _check_process(self) -> None:
         # Before any lock: in a forked child it may be held for ever by a thread that is not there.
         if os.getpid() != self._pid:
-            raise SetupError("this engine was opened before the process forked; open it again in the child")
+            raise forked()
 
     def _unload(self, use: VersionUse) -> None:
         aead, use.aead = use.aead, None

@@ -18,7 +18,7 @@ from kmscore.engine.crypto import Context
 from kmscore.engine.describe import alias_item, key_metadata, key_version
 from kmscore.engine.keyring import KINDS
 from kmscore.engine.services import Services
-from kmscore.errors import KmsError, SetupError, invalid, key_not_found, missing
+from kmscore.errors import KmsError, SetupError, forked, invalid, key_not_found, missing
 from kmscore.results import (
     Alias,
     DataKey,
@@ -49,7 +49,7 @@ class Kms:
     @property
     def _s(self) -> Services:
         if os.getpid() != self._pid:  # encrypt and decrypt do not come by here: the core refuses by itself
-            raise SetupError("this engine was opened before the process forked; open it again in the child")
+            raise forked()
         if self._close is None:
             raise closed()
         return self._services

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TypeVar
 
 from kmscore.clock import Clock
-from kmscore.custody.port import Keeper, MaterialRef
+from kmscore.custody.port import Keeper, MaterialRef, keeper_at
 from kmscore.domain.alias import Alias, alias_not_found
 from kmscore.domain.by import By
 from kmscore.domain.key import Key, NewKey, NewMaterial
@@ -100,7 +100,7 @@ class Lifecycle:
 
         Raises KmsError: the custody's refusal of the spec before anything is written; ServiceUnavailableTemporary when it failed.
         """
-        keeper = self._keeper(new.level)
+        keeper = keeper_at(self._keepers, new.level)
         key_id = key_id or self._ids.key_id()
         material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(new.spec))
         ref = MaterialRef(material.material_id, new.spec, material.suite)
@@ -118,7 +118,7 @@ class Lifecycle:
         def attempt(by: By) -> Key:
             key = self._without_intent(key_id)
             check(key, by)
-            keeper = self._keeper(key.level)
+            keeper = keeper_at(self._keepers, key.level)
             material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(key.spec))
             ref = MaterialRef(material.material_id, key.spec, material.suite)
             key.want_material(material, by)
@@ -147,7 +147,7 @@ class Lifecycle:
                     return False
                 key.start_destruction(by)
                 self._store.append(key)  # D1
-            self._effects.destroy(key_id, self._keeper(key.level), self.by, eviction_wait)  # D2-D5
+            self._effects.destroy(key_id, keeper_at(self._keepers, key.level), self.by, eviction_wait)  # D2-D5
             return True
 
         return self._decide(attempt)
@@ -203,12 +203,6 @@ class Lifecycle:
         if alias.pending_events:
             self._store.append(alias)
             self._effects.announce()
-
-    def _keeper(self, level: ProtectionLevel) -> Keeper:
-        try:
-            return self._keepers[level]
-        except KeyError:
-            raise KmsError("Unsupported.ProtectionLevel", "Level HSM needs a token, and none is configured.") from None
 
     def by(self) -> By:
         return By(self._clock.now(), self._actor, self._ids.command_id())

@@ -19,6 +19,7 @@ from eventsourcing.sqlite import (
     SQLiteDatastore,
 )
 
+from kmscore.disk import sync_directory
 from kmscore.domain.chain import GENESIS, log_hash, stream_hash
 from kmscore.errors import KmsError, SetupError
 from kmscore.store.schema import SCHEMA_VERSION, STATEMENTS
@@ -201,7 +202,7 @@ def open_database(path: Path) -> tuple[DurableDatastore, ChainedRecorder]:
         datastore.close()
         raise SetupError(f"{path} is not durable: {found} where {DURABLE} is needed; is it on a file system without shared memory?")
     if created:
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     return datastore, recorder
 
 
@@ -220,11 +221,3 @@ def durability(datastore: DurableDatastore) -> dict[str, str | int]:
 
 def sqlite_version() -> str:
     return sqlite3.sqlite_version
-
-
-def _sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
