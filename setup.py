@@ -9,10 +9,12 @@ WARNINGS = ["-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fvisibility=hi
 # Cython finds changed .pyx and .pxd by itself; the rest is named here.
 PARTS = sorted(glob("ext/*.h") + glob("ext/*.pxi"))
 
+CORE = "fork p11_load hot hot_asym soft soft_private hash mac padding secret wrap xaes"
+
 extensions = [
     Extension(
         "kmscore.custody._p11",
-        ["ext/_p11.pyx", *(f"ext/{part}.c" for part in ("fork", "p11_load", "hot", "soft", "secret", "xaes"))],
+        ["ext/_p11.pyx", *(f"ext/{part}.c" for part in CORE.split())],
         include_dirs=["ext"],
         depends=PARTS,
         libraries=["crypto"],

@@ -1,8 +1,8 @@
-# The C core: secrets in memory of its own, PKCS#11 sessions, and the hot path of encryption.
+# The C core: secrets in memory of its own, PKCS#11 sessions, the hot path of encryption, and private keys.
 #
 # It knows nothing of keys, versions, states, events or contexts: callers hand it handles, headers and associated data. One C unit, so that
 # the parts call each other directly; each .pxi holds one subject.
-"""The compiled core of kmscore.custody: Secret, Module, Token, AeadKey. Its face is _p11.pyi, its C parts lie in ext/."""
+"""The compiled core of kmscore.custody: Secret, Module, Token and the keys. Its face is _p11.pyi, its C parts lie in ext/."""
 
 cimport cython
 from cpython.buffer cimport PyBUF_SIMPLE, PyBuffer_Release, PyObject_GetBuffer
@@ -48,6 +48,8 @@ if kms_fork_watch():
     raise SetupError("pthread_atfork failed")
 if soft_init():
     raise SetupError("OpenSSL offers no AES-GCM")
+if hash_init() or mac_init():
+    raise SetupError("OpenSSL lacks a hash function or HMAC")
 
 include "rv.pxi"
 include "secret.pxi"
@@ -57,4 +59,8 @@ include "derived.pxi"
 include "aead.pxi"
 include "token_key.pxi"
 include "soft_key.pxi"
+include "token_asym.pxi"
+include "soft_private.pxi"
+include "mac.pxi"
+include "wrap.pxi"
 include "host.pxi"

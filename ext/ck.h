@@ -27,8 +27,11 @@ typedef CK_ULONG CK_USER_TYPE;
 #define CKR_HOST_MEMORY 0x002UL
 #define CKR_GENERAL_ERROR 0x005UL
 #define CKR_FUNCTION_FAILED 0x006UL
+#define CKR_ARGUMENTS_BAD 0x007UL
 #define CKR_ATTRIBUTE_SENSITIVE 0x011UL
 #define CKR_ATTRIBUTE_TYPE_INVALID 0x012UL
+#define CKR_DATA_INVALID 0x020UL
+#define CKR_DATA_LEN_RANGE 0x021UL
 #define CKR_ENCRYPTED_DATA_INVALID 0x040UL
 #define CKR_ENCRYPTED_DATA_LEN_RANGE 0x041UL
 #define CKR_AEAD_DECRYPT_FAILED 0x042UL /* v3.0 */
@@ -69,8 +72,21 @@ typedef CK_ULONG CK_USER_TYPE;
 #define CKA_VALUE_LEN 0x161UL
 #define CKA_EXTRACTABLE 0x162UL
 
+#define CKM_RSA_X_509 0x0003UL
+#define CKM_RSA_PKCS_OAEP 0x0009UL
+#define CKM_RSA_PKCS_PSS 0x000dUL
+#define CKM_SHA_1 0x0220UL
+#define CKM_SHA256 0x0250UL
+#define CKM_SHA384 0x0260UL
+#define CKM_SHA512 0x0270UL
 #define CKM_AES_GCM 0x1087UL
 #define CKM_AES_ECB_ENCRYPT_DATA 0x1104UL
+
+#define CKG_MGF1_SHA1 1UL
+#define CKG_MGF1_SHA256 2UL
+#define CKG_MGF1_SHA384 3UL
+#define CKG_MGF1_SHA512 4UL
+#define CKZ_DATA_SPECIFIED 1UL
 
 typedef struct {
     CK_BYTE major, minor;
@@ -125,6 +141,18 @@ typedef struct {
 } CK_KEY_DERIVATION_STRING_DATA;
 
 typedef struct {
+    CK_MECHANISM_TYPE hashAlg;
+    CK_ULONG mgf, sLen;
+} CK_RSA_PKCS_PSS_PARAMS;
+
+typedef struct {
+    CK_MECHANISM_TYPE hashAlg;
+    CK_ULONG mgf, source;
+    void *pSourceData;
+    CK_ULONG ulSourceDataLen;
+} CK_RSA_PKCS_OAEP_PARAMS;
+
+typedef struct {
     void *CreateMutex, *DestroyMutex, *LockMutex, *UnlockMutex;
     CK_FLAGS flags;
     void *pReserved;
@@ -166,7 +194,9 @@ struct CK_FUNCTION_LIST {
     CK_RV (*C_Decrypt)(CK_SESSION_HANDLE, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *);
     void *C_DecryptUpdate, *C_DecryptFinal;
     void *C_DigestInit, *C_Digest, *C_DigestUpdate, *C_DigestKey, *C_DigestFinal;
-    void *C_SignInit, *C_Sign, *C_SignUpdate, *C_SignFinal, *C_SignRecoverInit, *C_SignRecover;
+    CK_RV (*C_SignInit)(CK_SESSION_HANDLE, CK_MECHANISM *, CK_OBJECT_HANDLE);
+    CK_RV (*C_Sign)(CK_SESSION_HANDLE, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *);
+    void *C_SignUpdate, *C_SignFinal, *C_SignRecoverInit, *C_SignRecover;
     void *C_VerifyInit, *C_Verify, *C_VerifyUpdate, *C_VerifyFinal, *C_VerifyRecoverInit, *C_VerifyRecover;
     void *C_DigestEncryptUpdate, *C_DecryptDigestUpdate, *C_SignEncryptUpdate, *C_DecryptVerifyUpdate;
     void *C_GenerateKey, *C_GenerateKeyPair, *C_WrapKey, *C_UnwrapKey;

@@ -1,6 +1,6 @@
 # The C parts of the core. What each function promises stands in its header.
 
-from ck cimport CK_FLAGS, CK_FUNCTION_LIST, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
+from ck cimport CK_FLAGS, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
 
 cdef extern from "fork.h" nogil:
     int kms_forks
@@ -8,7 +8,7 @@ cdef extern from "fork.h" nogil:
 
 cdef extern from "p11_load.h" nogil:
     CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
-    CK_RV p11_initialize(CK_FUNCTION_LIST *f)
+    CK_RV p11_initialize(CK_FUNCTION_LIST *f, const char *parameters)
 
 cdef extern from "secret.h" nogil:
     size_t SECRET_MAX
@@ -35,6 +35,8 @@ cdef extern from "hot.h" nogil:
         STEP_DERIVE
         STEP_READ
         STEP_DESTROY
+        STEP_SIGN_INIT
+        STEP_SIGN
         STEP_SOFT
     CK_RV KMS_RV_LENGTH
     CK_RV KMS_RV_RETIRED
@@ -85,3 +87,61 @@ cdef extern from "soft.h" nogil:
 
 cdef extern from "string.h" nogil:
     void explicit_bzero(void *at, size_t size)
+
+cdef extern from "hash.h" nogil:
+    enum:
+        HASH_SHA1
+        HASH_SHA256
+        HASH_SHA384
+        HASH_SHA512
+    ctypedef struct hash_function:
+        size_t size
+    hash_function *hashes
+    int hash_init()
+
+cdef extern from "padding.h" nogil:
+    int oaep_open(unsigned char *em, size_t k, int hash, size_t *size)
+    int pkcs1_open(unsigned char *em, size_t k, size_t size)
+
+cdef extern from "hot_asym.h" nogil:
+    CK_RV hot_sign(hot_lane *lane, hot_item *item, CK_MECHANISM_TYPE type, int hash)
+    CK_RV hot_rsa_decrypt(hot_lane *lane, hot_item *item, int hash, int raw)
+    int hot_ciphertext_refused(CK_RV rv)
+
+cdef extern from "openssl/evp.h" nogil:
+    ctypedef struct EVP_PKEY:
+        pass
+    ctypedef struct EVP_PKEY_CTX:
+        pass
+    ctypedef struct EVP_MAC_CTX:
+        pass
+    void EVP_PKEY_free(EVP_PKEY *key)
+    void EVP_PKEY_CTX_free(EVP_PKEY_CTX *op)
+    int EVP_PKEY_get_size(const EVP_PKEY *key)
+
+cdef extern from "soft_private.h" nogil:
+    enum:
+        RSA_2048
+        RSA_4096
+        SOFT_PKCS8
+        SOFT_SPKI
+        SCHEME_ECDSA
+    EVP_PKEY *soft_generate(int kind)
+    EVP_PKEY *soft_parse(const unsigned char *der, size_t size, int known_good, int *kind)
+    size_t soft_put_private(EVP_PKEY *key, unsigned char *out)
+    size_t soft_put_public(EVP_PKEY *key, unsigned char *out)
+    EVP_PKEY_CTX *soft_signer(EVP_PKEY *key, int scheme, int hash)
+    EVP_PKEY_CTX *soft_decrypter(EVP_PKEY *key)
+    size_t soft_sign(EVP_PKEY_CTX *op, const unsigned char *digest, size_t n, unsigned char *out)
+    int soft_rsa(EVP_PKEY_CTX *op, const unsigned char *data, unsigned char *out, size_t k)
+
+cdef extern from "mac.h" nogil:
+    int mac_init()
+    EVP_MAC_CTX *mac_new(const unsigned char *key, size_t size, int hash)
+    void mac_free(EVP_MAC_CTX *ctx)
+    int mac_take(EVP_MAC_CTX *ctx, const unsigned char *message, size_t n, unsigned char *tag, size_t tag_size)
+
+cdef extern from "wrap.h" nogil:
+    int kwp_open(const unsigned char *key, size_t key_size, const unsigned char *data, size_t n, unsigned char *out, size_t *size)
+    EVP_PKEY *rsa_public(const unsigned char *der, size_t size)
+    int oaep_seal(EVP_PKEY *key, int hash, const unsigned char *data, size_t n, unsigned char *out, size_t k)

@@ -27,7 +27,7 @@ void hot_drop_session(hot_lane *lane)
     __atomic_sub_fetch(lane->open_sessions, 1, __ATOMIC_RELAXED);
 }
 
-static CK_RV failed(hot_lane *lane, hot_item *item, CK_RV rv, int step)
+CK_RV hot_failed(hot_lane *lane, hot_item *item, CK_RV rv, int step)
 {
     hot_drop_session(lane);
     item->rv = rv;
@@ -35,21 +35,26 @@ static CK_RV failed(hot_lane *lane, hot_item *item, CK_RV rv, int step)
     return rv;
 }
 
+int hot_session_died(CK_RV rv)
+{
+    return rv == CKR_SESSION_HANDLE_INVALID || rv == CKR_SESSION_CLOSED;
+}
+
 static CK_RV seal_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
 {
     CK_RV rv = hot_session(lane, 0);
 
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_OPEN);
+        return hot_failed(lane, item, rv, STEP_OPEN);
     rv = lane->f->C_EncryptInit(lane->session, gcm, item->key);
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_ENCRYPT_INIT);
+        return hot_failed(lane, item, rv, STEP_ENCRYPT_INIT);
     item->out_len = item->in_len + GCM_TAG;
     rv = lane->f->C_Encrypt(lane->session, (CK_BYTE *)item->in, item->in_len, item->out, &item->out_len);
     if (rv == CKR_OK && item->out_len != item->in_len + GCM_TAG)
         rv = KMS_RV_LENGTH;
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_ENCRYPT);
+        return hot_failed(lane, item, rv, STEP_ENCRYPT);
     item->rv = CKR_OK;
     return CKR_OK;
 }
@@ -59,16 +64,16 @@ static CK_RV open_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
     CK_RV rv = hot_session(lane, 0);
 
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_OPEN);
+        return hot_failed(lane, item, rv, STEP_OPEN);
     rv = lane->f->C_DecryptInit(lane->session, gcm, item->key);
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_DECRYPT_INIT);
+        return hot_failed(lane, item, rv, STEP_DECRYPT_INIT);
     item->out_len = item->in_len;
     rv = lane->f->C_Decrypt(lane->session, (CK_BYTE *)item->in, item->in_len, item->out, &item->out_len);
     if (rv == CKR_OK && item->out_len != item->in_len - GCM_TAG)
         rv = KMS_RV_LENGTH;
     if (rv != CKR_OK)
-        return failed(lane, item, rv, STEP_DECRYPT);
+        return hot_failed(lane, item, rv, STEP_DECRYPT);
     item->rv = CKR_OK;
     return CKR_OK;
 }
@@ -92,7 +97,7 @@ static inline size_t run(one_fn one, hot_lane *lane, hot_item *items, size_t n, 
         rv = one(lane, &items[i], &gcm);
         /* A session that died while it lay idle says nothing about the message: once more, on a fresh one. The same message under the
          * same nonce gives the same bytes, so nothing is revealed by the repetition. */
-        if (rv == CKR_SESSION_HANDLE_INVALID || rv == CKR_SESSION_CLOSED)
+        if (hot_session_died(rv))
             rv = one(lane, &items[i], &gcm);
         bad += rv != CKR_OK;
     }

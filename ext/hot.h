@@ -23,11 +23,13 @@ enum {
     STEP_DERIVE,
     STEP_READ,
     STEP_DESTROY,
+    STEP_SIGN_INIT,
+    STEP_SIGN,
     STEP_SOFT
 };
 
 /* Return codes of our own, in the range that PKCS#11 leaves to vendors. */
-#define KMS_RV_LENGTH (0x80000000UL | 0x4b4d5301UL)  /* the module wrote another number of bytes than GCM does */
+#define KMS_RV_LENGTH (0x80000000UL | 0x4b4d5301UL)  /* the module wrote another number of bytes than it must */
 #define KMS_RV_RETIRED (0x80000000UL | 0x4b4d5302UL) /* the key was retired while a call was on its way */
 #define KMS_RV_RANDOM (0x80000000UL | 0x4b4d5303UL)  /* getrandom failed */
 #define KMS_RV_CRYPTO (0x80000000UL | 0x4b4d5304UL)  /* OpenSSL failed for another reason than a wrong tag */
@@ -59,6 +61,12 @@ typedef struct {
 
 CK_RV hot_session(hot_lane *lane, CK_FLAGS more_flags);
 void hot_drop_session(hot_lane *lane);
+
+/* Notes in the item how it failed and costs the lane its session; returns rv. */
+CK_RV hot_failed(hot_lane *lane, hot_item *item, CK_RV rv, int step);
+
+/* True when `rv` says that the session had died, which says nothing about the message. */
+int hot_session_died(CK_RV rv);
 
 /* Both run every item and return how many failed; each item says how it fared. `nonce_size` is 12 or 24. */
 size_t hot_seal(hot_lane *lane, hot_item *items, size_t n, size_t nonce_size, const unsigned char *aad, CK_ULONG aad_len);

@@ -69,12 +69,22 @@ cdef class Module:
         _check_fork(self.made_in, "the Module")
         return self.library.f
 
-    def initialize(self):
-        """C_Initialize with CKF_OS_LOCKING_OK, so that threads are safe. Raises TokenError, also when someone initialised it already."""
+    def initialize(self, str library_parameters not None=""):
+        """C_Initialize with CKF_OS_LOCKING_OK, so that threads are safe.
+
+        `library_parameters` is the string that NSS softoken takes ("configdir='sql:...' ..."); other modules want none. Raises ValueError
+        when it holds a NUL, TokenError also when someone initialised the module already.
+        """
         cdef CK_FUNCTION_LIST *f = self.functions()
+        cdef bytes text = os.fsencode(library_parameters)
+        cdef const char *parameters = NULL
         cdef CK_RV rv
+        if b"\0" in text:
+            raise ValueError("library_parameters must not hold a NUL")
+        if text:
+            parameters = text
         with nogil:
-            rv = p11_initialize(f)
+            rv = p11_initialize(f, parameters)
         _check_rv(rv, "C_Initialize")
 
     def finalize(self):

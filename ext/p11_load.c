@@ -33,10 +33,15 @@ CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
     return list;
 }
 
-CK_RV p11_initialize(CK_FUNCTION_LIST *f)
+CK_RV p11_initialize(CK_FUNCTION_LIST *f, const char *parameters)
 {
-    CK_C_INITIALIZE_ARGS args = {0};
+    /* NSS has its LibraryParameters where the standard has pReserved, and its own pReserved behind it. */
+    struct {
+        CK_C_INITIALIZE_ARGS standard;
+        void *nss_reserved;
+    } args = {0};
 
-    args.flags = CKF_OS_LOCKING_OK;
+    args.standard.flags = CKF_OS_LOCKING_OK;
+    args.standard.pReserved = (void *)parameters;
     return f->C_Initialize(&args);
 }

@@ -10,7 +10,8 @@
  * unmapping one whose threads or exit handlers may still run is undefined. */
 CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size);
 
-/* C_Initialize with CKF_OS_LOCKING_OK: with NULL, SoftHSM runs without mutexes (HSM.md section 3). */
-CK_RV p11_initialize(CK_FUNCTION_LIST *f);
+/* C_Initialize with CKF_OS_LOCKING_OK: with NULL, SoftHSM runs without mutexes (HSM.md section 3). `parameters` is NULL, or the string that
+ * NSS softoken wants. */
+CK_RV p11_initialize(CK_FUNCTION_LIST *f, const char *parameters);
 
 #endif

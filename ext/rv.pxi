@@ -41,6 +41,7 @@ cdef dict _WRONG = {
 cdef dict _FUNCTIONS = {
     STEP_OPEN: "C_OpenSession", STEP_ENCRYPT_INIT: "C_EncryptInit", STEP_ENCRYPT: "C_Encrypt", STEP_DECRYPT_INIT: "C_DecryptInit",
     STEP_DECRYPT: "C_Decrypt", STEP_DERIVE: "C_DeriveKey", STEP_READ: "C_GetAttributeValue", STEP_DESTROY: "C_DestroyObject",
+    STEP_SIGN_INIT: "C_SignInit", STEP_SIGN: "C_Sign",
 }
 
 

@@ -254,6 +254,32 @@ cdef class Token:
         """Suite 2 on a resident AES key with ENCRYPT and DECRYPT. The token is not asked about it before its first use."""
         return _new_token_key(self, handle, 2, 0)
 
+    def sign(self, CK_OBJECT_HANDLE handle, CK_MECHANISM_TYPE mechanism, data not None, Py_ssize_t size, str pss_hash not None=""):
+        """C_SignInit and C_Sign: the signature or MAC of `data`, which has exactly `size` bytes (1 to 1,024).
+
+        `pss_hash`, "SHA-256", "SHA-384" or "SHA-512", belongs to CKM_RSA_PKCS_PSS and to nothing else: MGF1 of that hash, a salt as long
+        as it. Raises ValueError, TokenError; KmsError ServiceUnavailableTemporary once the Token is closed.
+        """
+        return _token_sign(self, handle, mechanism, data, size, pss_hash)
+
+    def rsa_decrypt(self, CK_OBJECT_HANDLE handle, ciphertext not None, str hash not None, bint raw):
+        """The message of an RSAES-OAEP ciphertext, as a Secret; it may be empty. `hash` ("SHA-1", "SHA-256") serves OAEP and MGF1.
+
+        With `raw` the token only does the RSA (CKM_RSA_X_509) and the padding is taken off here, in constant time: for tokens that know
+        OAEP with SHA-1 only. Raises KmsError InvalidParameter (CiphertextBlob) for whatever a ciphertext can cause, without saying why;
+        ValueError, TokenError; KmsError ServiceUnavailableTemporary once the Token is closed.
+        """
+        return _token_rsa_decrypt(self, handle, ciphertext, hash, raw)
+
+    def check_value(self, CK_OBJECT_HANDLE handle):
+        """AES(K, 0^128), 16 bytes, of a resident AES key that may derive by CKM_AES_ECB_ENCRYPT_DATA. Raises TokenError."""
+        cdef unsigned char l[16]
+        self.check()
+        _learn_l(self, handle, l)
+        answer = PyBytes_FromStringAndSize(<char *>l, 16)
+        explicit_bzero(l, 16)
+        return answer
+
     @property
     def live_sessions(self):
         """How many sessions this Token has open."""

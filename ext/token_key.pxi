@@ -254,23 +254,27 @@ cdef bint _fit(Derived derived, hot_item *items, Py_ssize_t n) noexcept:
 cdef TokenKey _new_token_key(Token token, CK_OBJECT_HANDLE master, int suite, unsigned long long epoch_messages):
     cdef TokenKey key = TokenKey.__new__(TokenKey)
     cdef unsigned char l[16]
-    cdef hot_lane lane
-    cdef CK_RV rv
-    cdef int step = STEP_NONE
     token.check()
     key.token, key.master, key.suite, key.epoch_messages = token, master, suite, epoch_messages
     key.nonce_size = 24 if suite == 1 else 12
     key.shelf = {}
     if suite == 1:
-        token.take(&lane, False)
-        with nogil:
-            rv = hot_learn_l(&lane, master, l, &step)
-            if rv != CKR_OK:
-                hot_drop_session(&lane)
-        token.derivations += 1
-        token.give(&lane)
-        if rv != CKR_OK:
-            raise token_error(rv, _FUNCTIONS[step])
+        _learn_l(token, master, l)
         xaes_k1(l, key.k1)
         explicit_bzero(l, sizeof(l))
     return key
+
+
+cdef int _learn_l(Token token, CK_OBJECT_HANDLE master, unsigned char *l) except -1:
+    """L = AES(K, 0^128), 16 bytes. Raises TokenError."""
+    cdef hot_lane lane
+    cdef CK_RV rv
+    cdef int step = STEP_NONE
+    token.take(&lane, False)
+    with nogil:
+        rv = hot_learn_l(&lane, master, l, &step)
+        if rv != CKR_OK:
+            hot_drop_session(&lane)
+    token.derivations += 1
+    token.give(&lane)
+    return _check_rv(rv, _FUNCTIONS[step])

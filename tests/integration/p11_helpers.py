@@ -78,7 +78,16 @@ def xaes_subkey(key: bytes, nonce: bytes) -> bytes:
 
 
 # Place in the function list (PKCS#11 v2.40 section 5.1), C_Initialize being 0.
-_INDEX = {"C_OpenSession": 12, "C_CloseSession": 13, "C_GetAttributeValue": 24, "C_EncryptInit": 29, "C_Encrypt": 30}
+_INDEX = {
+    "C_InitPIN": 10,
+    "C_OpenSession": 12,
+    "C_CloseSession": 13,
+    "C_Login": 18,
+    "C_CreateObject": 20,
+    "C_GetAttributeValue": 24,
+    "C_EncryptInit": 29,
+    "C_Encrypt": 30,
+}
 
 
 class Raw:
@@ -94,9 +103,23 @@ class Raw:
         function.argtypes = [ctypes.c_ulong if isinstance(a, int) else ctypes.c_void_p for a in arguments]
         return int(function(*arguments))
 
-    def open(self) -> int:
+    def open(self, flags: int = 4) -> int:
         handle = ctypes.c_ulong()
-        assert self.call("C_OpenSession", self._slot, 4, None, None, ctypes.byref(handle)) == 0
+        assert self.call("C_OpenSession", self._slot, flags, None, None, ctypes.byref(handle)) == 0
+        return handle.value
+
+    def create(self, session: int, attributes: dict[int, bytes | int | bool]) -> int:
+        """Handle of a new object; it lives as long as the session unless CKA_TOKEN says otherwise."""
+        kept = []
+        template = (ctypes.c_ulong * (3 * len(attributes)))()
+        for at, (attribute, value) in enumerate(attributes.items()):
+            if not isinstance(value, bytes):
+                value = bytes([value]) if isinstance(value, bool) else value.to_bytes(8, "little")
+            kept.append(ctypes.create_string_buffer(value, len(value)))
+            template[3 * at : 3 * at + 3] = [attribute, ctypes.addressof(kept[-1]), len(value)]
+        handle = ctypes.c_ulong()
+        rv = self.call("C_CreateObject", session, template, len(attributes), ctypes.byref(handle))
+        assert rv == 0, hex(rv)
         return handle.value
 
     def close(self, session: int) -> int:
@@ -172,23 +195,23 @@ class Rig:
         return int(thing.handle)
 
 
-def configure(directory: Path) -> None:
+def configure(directory: Path, mechanisms: str = MECHANISMS) -> None:
     """A token directory of its own, with the short list of mechanisms that makes SoftHSM quick (HSM.md section 1)."""
     tokens = directory / "tokens"
     tokens.mkdir(mode=0o700)
     conf = directory / "softhsm2.conf"
     conf.write_text(
         f"directories.tokendir = {tokens}\nobjectstore.backend = file\nlog.level = ERROR\n"
-        f"slots.mechanisms = {MECHANISMS}\nlibrary.reset_on_fork = false\n"
+        f"slots.mechanisms = {mechanisms}\nlibrary.reset_on_fork = false\n"
     )
     os.environ["SOFTHSM2_CONF"] = str(conf)
 
 
 @contextmanager
-def started(directory: Path, *, path: str | None = None) -> Iterator[tuple[Module, Any]]:
+def started(directory: Path, *, path: str | None = None, mechanisms: str = MECHANISMS) -> Iterator[tuple[Module, Any]]:
     """(our Module, python-pkcs11's lib) on an empty token directory, initialised with locking; finalised at the end."""
     before = os.environ.get("SOFTHSM2_CONF")
-    configure(directory)
+    configure(directory, mechanisms)
     path = path or softhsm()
     lib = pkcs11.lib(path)
     lib.finalize()
@@ -219,9 +242,9 @@ def make_token(module: Module, label: str = LABEL) -> int:
 
 
 @contextmanager
-def open_rig(directory: Path, *, path: str | None = None, private_hot_keys: bool = False) -> Iterator[Rig]:
+def open_rig(directory: Path, *, path: str | None = None, private_hot_keys: bool = False, mechanisms: str = MECHANISMS) -> Iterator[Rig]:
     """A fresh token, logged in."""
-    with started(directory, path=path) as (module, lib):
+    with started(directory, path=path, mechanisms=mechanisms) as (module, lib):
         make_token(module)
         rig = Rig(module, lib, private_hot_keys)
         rig.connect()
@@ -244,6 +267,8 @@ class Shim:
         "C_DeriveKey",
         "C_DestroyObject",
         "C_CloseSession",
+        "C_SignInit",
+        "C_Sign",
     )
 
     def __init__(self, path: str) -> None:

@@ -8,7 +8,7 @@
 
 #include "ck.h"
 
-enum { OPEN_SESSION, ENCRYPT_INIT, ENCRYPT, DECRYPT_INIT, DECRYPT, DERIVE_KEY, DESTROY_OBJECT, CLOSE_SESSION, FUNCTIONS };
+enum { OPEN_SESSION, ENCRYPT_INIT, ENCRYPT, DECRYPT_INIT, DECRYPT, DERIVE_KEY, DESTROY_OBJECT, CLOSE_SESSION, SIGN_INIT, SIGN, FUNCTIONS };
 
 static CK_FUNCTION_LIST *real, list;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -107,6 +107,8 @@ OVERRIDE(C_Decrypt, DECRYPT, (CK_SESSION_HANDLE h, CK_BYTE *d, CK_ULONG n, CK_BY
 OVERRIDE(C_DeriveKey, DERIVE_KEY,
          (CK_SESSION_HANDLE h, CK_MECHANISM *m, CK_OBJECT_HANDLE k, CK_ATTRIBUTE *t, CK_ULONG n, CK_OBJECT_HANDLE *o), (h, m, k, t, n, o))
 OVERRIDE(C_DestroyObject, DESTROY_OBJECT, (CK_SESSION_HANDLE h, CK_OBJECT_HANDLE o), (h, o))
+OVERRIDE(C_SignInit, SIGN_INIT, (CK_SESSION_HANDLE h, CK_MECHANISM *m, CK_OBJECT_HANDLE k), (h, m, k))
+OVERRIDE(C_Sign, SIGN, (CK_SESSION_HANDLE h, CK_BYTE *d, CK_ULONG n, CK_BYTE *o, CK_ULONG *l), (h, d, n, o, l))
 
 __attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST **answer)
 {
@@ -130,6 +132,8 @@ __attribute__((visibility("default"))) CK_RV C_GetFunctionList(CK_FUNCTION_LIST 
         list.C_Decrypt = C_Decrypt;
         list.C_DeriveKey = C_DeriveKey;
         list.C_DestroyObject = C_DestroyObject;
+        list.C_SignInit = C_SignInit;
+        list.C_Sign = C_Sign;
     }
     *answer = &list;
     return CKR_OK;
