@@ -5,6 +5,7 @@ Key material goes into tokens by C_CreateObject, which the product never calls.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -119,6 +120,11 @@ class Bench:
                 public = numbers.public_numbers
                 attributes[0xD5A0DB00] = b"\x04" + public.x.to_bytes(size) + public.y.to_bytes(size)  # CKA_NSS_DB
         return self.raw.create(self.session, attributes)
+
+    def key(self, value: bytes | None = None, *, derives: bool = True) -> int:
+        """Handle of an AES key (random if no value): one that only derives, or one that only encrypts and decrypts. As Rig.key."""
+        usage = {"derive": True} if derives else {"encrypt": True, "decrypt": True}
+        return self.secret(os.urandom(32) if value is None else value, key_type=0x1F, **usage)
 
     def secret(self, value: bytes, *, key_type: int = 0x10, **usage: bool) -> int:
         """Handle of a secret session key: generic (0x10) or AES (0x1F), with sign, derives, encrypts."""
