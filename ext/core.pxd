@@ -1,6 +1,8 @@
 # The C parts of the core. What each function promises stands in its header.
 
-from ck cimport CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
+from ck cimport (
+    CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
+)
 
 cdef extern from "fork.h" nogil:
     int kms_forks

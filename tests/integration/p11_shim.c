@@ -1,5 +1,5 @@
-/* A PKCS#11 module for tests: the one that SHIM_MODULE names when this is compiled, with faults. Each function that it overrides first looks at its plan:
- * answer `rv` for the next `times` calls, after letting `skip` calls through; or wait until it is told to go on. */
+/* A PKCS#11 module for tests: the one that SHIM_MODULE names when this is compiled, with faults. Each function that it overrides first
+ * looks at its plan: answer `rv` for the next `times` calls, after letting `skip` calls through; or wait until it is told to go on. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
