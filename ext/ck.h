@@ -1,4 +1,5 @@
-/* PKCS#11 v2.40, as much of it as the core calls (OASIS PKCS #11 Cryptographic Token Interface Base Specification 2.40).
+/* PKCS#11 v2.40, as much of it as the core calls (OASIS PKCS #11 Cryptographic Token Interface Base Specification 2.40), and the message
+ * functions of v3.0.
  *
  * The function list is complete because its order is the ABI. What the core must never call on customer material
  * (C_SetAttributeValue, C_CopyObject, C_WrapKey: RELIABILITY K4) and what it does not need is there as an untyped pointer.
@@ -46,6 +47,9 @@ typedef CK_ULONG CK_USER_TYPE;
 #define CKF_OS_LOCKING_OK 0x02UL
 #define CKF_RW_SESSION 0x02UL
 #define CKF_SERIAL_SESSION 0x04UL
+
+#define CKF_MESSAGE_ENCRYPT 0x02UL /* v3.0, of a mechanism */
+#define CKF_MESSAGE_DECRYPT 0x04UL
 
 #define CKU_SO 0UL
 #define CKU_USER 1UL
@@ -135,6 +139,16 @@ typedef struct {
     CK_ULONG ulAADLen, ulTagBits;
 } CK_GCM_PARAMS;
 
+#define CKG_NO_GENERATE 0UL
+
+/* v3.0: what goes with each message. */
+typedef struct {
+    CK_BYTE *pIv;
+    CK_ULONG ulIvLen, ulIvFixedBits, ivGenerator;
+    CK_BYTE *pTag;
+    CK_ULONG ulTagBits;
+} CK_GCM_MESSAGE_PARAMS;
+
 typedef struct {
     CK_BYTE *pData;
     CK_ULONG ulLen;
@@ -205,5 +219,27 @@ struct CK_FUNCTION_LIST {
     CK_RV (*C_GenerateRandom)(CK_SESSION_HANDLE, CK_BYTE *, CK_ULONG);
     void *C_GetFunctionStatus, *C_CancelFunction, *C_WaitForSlotEvent;
 };
+
+/* v3.0: the list of v2.40, and more behind it. */
+typedef struct {
+    CK_FUNCTION_LIST v2;
+    void *C_GetInterfaceList, *C_GetInterface, *C_LoginUser, *C_SessionCancel;
+    CK_RV (*C_MessageEncryptInit)(CK_SESSION_HANDLE, CK_MECHANISM *, CK_OBJECT_HANDLE);
+    CK_RV (*C_EncryptMessage)(CK_SESSION_HANDLE, void *, CK_ULONG, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *);
+    void *C_EncryptMessageBegin, *C_EncryptMessageNext;
+    CK_RV (*C_MessageEncryptFinal)(CK_SESSION_HANDLE);
+    CK_RV (*C_MessageDecryptInit)(CK_SESSION_HANDLE, CK_MECHANISM *, CK_OBJECT_HANDLE);
+    CK_RV (*C_DecryptMessage)(CK_SESSION_HANDLE, void *, CK_ULONG, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG, CK_BYTE *, CK_ULONG *);
+    void *C_DecryptMessageBegin, *C_DecryptMessageNext;
+    CK_RV (*C_MessageDecryptFinal)(CK_SESSION_HANDLE);
+    void *C_MessageSignInit, *C_SignMessage, *C_SignMessageBegin, *C_SignMessageNext, *C_MessageSignFinal;
+    void *C_MessageVerifyInit, *C_VerifyMessage, *C_VerifyMessageBegin, *C_VerifyMessageNext, *C_MessageVerifyFinal;
+} CK_FUNCTION_LIST_3_0;
+
+typedef struct {
+    char *pInterfaceName;
+    void *pFunctionList;
+    CK_FLAGS flags;
+} CK_INTERFACE;
 
 #endif

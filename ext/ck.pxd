@@ -32,6 +32,9 @@ cdef extern from "ck.h" nogil:
     CK_USER_TYPE CKU_SO
     CK_USER_TYPE CKU_USER
     CK_MECHANISM_TYPE CKM_RSA_PKCS_PSS
+    CK_MECHANISM_TYPE CKM_AES_GCM
+    CK_FLAGS CKF_MESSAGE_ENCRYPT
+    CK_FLAGS CKF_MESSAGE_DECRYPT
     CK_ATTRIBUTE_TYPE CKA_CLASS
     CK_ATTRIBUTE_TYPE CKA_TOKEN
     CK_ATTRIBUTE_TYPE CKA_LABEL
@@ -82,3 +85,6 @@ cdef extern from "ck.h" nogil:
         CK_RV (*C_FindObjects)(CK_SESSION_HANDLE, CK_OBJECT_HANDLE *, CK_ULONG, CK_ULONG *) noexcept nogil
         CK_RV (*C_FindObjectsFinal)(CK_SESSION_HANDLE) noexcept nogil
         CK_RV (*C_GenerateRandom)(CK_SESSION_HANDLE, CK_BYTE *, CK_ULONG) noexcept nogil
+
+    ctypedef struct CK_FUNCTION_LIST_3_0:
+        CK_FUNCTION_LIST v2

@@ -1,13 +1,15 @@
 # The C parts of the core. What each function promises stands in its header.
 
-from ck cimport CK_FLAGS, CK_FUNCTION_LIST, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
+from ck cimport (
+    CK_FLAGS, CK_FUNCTION_LIST, CK_FUNCTION_LIST_3_0, CK_MECHANISM_TYPE, CK_OBJECT_HANDLE, CK_RV, CK_SESSION_HANDLE, CK_SLOT_ID, CK_ULONG
+)
 
 cdef extern from "fork.h" nogil:
     int kms_forks
     int kms_fork_watch()
 
 cdef extern from "p11_load.h" nogil:
-    CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
+    CK_FUNCTION_LIST *p11_load(const char *path, CK_FUNCTION_LIST_3_0 **v3, char *reason, size_t reason_size)
     CK_RV p11_initialize(CK_FUNCTION_LIST *f, const char *parameters)
 
 cdef extern from "secret.h" nogil:
@@ -37,6 +39,10 @@ cdef extern from "hot.h" nogil:
         STEP_DESTROY
         STEP_SIGN_INIT
         STEP_SIGN
+        STEP_MESSAGE_ENCRYPT_INIT
+        STEP_ENCRYPT_MESSAGE
+        STEP_MESSAGE_DECRYPT_INIT
+        STEP_DECRYPT_MESSAGE
         STEP_SOFT
     CK_RV KMS_RV_LENGTH
     CK_RV KMS_RV_RETIRED
@@ -49,6 +55,8 @@ cdef extern from "hot.h" nogil:
 
     ctypedef struct hot_lane:
         CK_FUNCTION_LIST *f
+        CK_FUNCTION_LIST_3_0 *messages
+        CK_OBJECT_HANDLE message_key
         CK_SLOT_ID slot
         CK_SESSION_HANDLE session
         long *open_sessions

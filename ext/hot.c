@@ -23,7 +23,7 @@ void hot_drop_session(hot_lane *lane)
         return;
     /* Nothing can be done about a close that fails; the handle is not used again either way. */
     (void)lane->f->C_CloseSession(lane->session);
-    lane->session = CK_INVALID_HANDLE;
+    lane->session = lane->message_key = CK_INVALID_HANDLE;
     __atomic_sub_fetch(lane->open_sessions, 1, __ATOMIC_RELAXED);
 }
 
@@ -40,13 +40,24 @@ int hot_session_died(CK_RV rv)
     return rv == CKR_SESSION_HANDLE_INVALID || rv == CKR_SESSION_CLOSED;
 }
 
-static CK_RV seal_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
+/* What all messages of a run share. */
+typedef struct {
+    const unsigned char *aad;
+    CK_ULONG aad_len;
+    size_t iv_at; /* the place of the IV in a nonce */
+} frame;
+
+typedef CK_RV (*one_fn)(hot_lane *, hot_item *, const frame *);
+
+static CK_RV seal_one(hot_lane *lane, hot_item *item, const frame *all)
 {
+    CK_GCM_PARAMS params = {item->nonce + all->iv_at, GCM_IV, 8 * GCM_IV, (CK_BYTE *)all->aad, all->aad_len, 8 * GCM_TAG};
+    CK_MECHANISM gcm = {CKM_AES_GCM, &params, sizeof params};
     CK_RV rv = hot_session(lane, 0);
 
     if (rv != CKR_OK)
         return hot_failed(lane, item, rv, STEP_OPEN);
-    rv = lane->f->C_EncryptInit(lane->session, gcm, item->key);
+    rv = lane->f->C_EncryptInit(lane->session, &gcm, item->key);
     if (rv != CKR_OK)
         return hot_failed(lane, item, rv, STEP_ENCRYPT_INIT);
     item->out_len = item->in_len + GCM_TAG;
@@ -59,13 +70,15 @@ static CK_RV seal_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
     return CKR_OK;
 }
 
-static CK_RV open_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
+static CK_RV open_one(hot_lane *lane, hot_item *item, const frame *all)
 {
+    CK_GCM_PARAMS params = {item->nonce + all->iv_at, GCM_IV, 8 * GCM_IV, (CK_BYTE *)all->aad, all->aad_len, 8 * GCM_TAG};
+    CK_MECHANISM gcm = {CKM_AES_GCM, &params, sizeof params};
     CK_RV rv = hot_session(lane, 0);
 
     if (rv != CKR_OK)
         return hot_failed(lane, item, rv, STEP_OPEN);
-    rv = lane->f->C_DecryptInit(lane->session, gcm, item->key);
+    rv = lane->f->C_DecryptInit(lane->session, &gcm, item->key);
     if (rv != CKR_OK)
         return hot_failed(lane, item, rv, STEP_DECRYPT_INIT);
     item->out_len = item->in_len;
@@ -78,13 +91,82 @@ static CK_RV open_one(hot_lane *lane, hot_item *item, CK_MECHANISM *gcm)
     return CKR_OK;
 }
 
-typedef CK_RV (*one_fn)(hot_lane *, hot_item *, CK_MECHANISM *);
+typedef CK_RV (*init_fn)(CK_SESSION_HANDLE, CK_MECHANISM *, CK_OBJECT_HANDLE);
+typedef CK_RV (*final_fn)(CK_SESSION_HANDLE);
+
+/* The messages that were set up are done with. A failure says nothing about them; it costs the session all the same. */
+static void end_messages(hot_lane *lane, final_fn final)
+{
+    if (lane->message_key == CK_INVALID_HANDLE)
+        return;
+    lane->message_key = CK_INVALID_HANDLE;
+    if (final(lane->session) != CKR_OK)
+        hot_drop_session(lane);
+}
+
+/* A session on which messages are set up with the key of the item. */
+static CK_RV set_up(hot_lane *lane, hot_item *item, init_fn init, final_fn final, int step)
+{
+    CK_MECHANISM gcm = {CKM_AES_GCM, NULL, 0}; /* the parameters come with each message */
+    CK_RV rv;
+
+    if (lane->message_key == item->key && item->key != CK_INVALID_HANDLE)
+        return CKR_OK;
+    end_messages(lane, final);
+    rv = hot_session(lane, 0);
+    if (rv != CKR_OK)
+        return hot_failed(lane, item, rv, STEP_OPEN);
+    rv = init(lane->session, &gcm, item->key);
+    if (rv != CKR_OK)
+        return hot_failed(lane, item, rv, step);
+    lane->message_key = item->key;
+    return CKR_OK;
+}
+
+static CK_RV seal_message(hot_lane *lane, hot_item *item, const frame *all)
+{
+    CK_FUNCTION_LIST_3_0 *m = lane->messages;
+    CK_GCM_MESSAGE_PARAMS params = {item->nonce + all->iv_at, GCM_IV, 0, CKG_NO_GENERATE, item->out + item->in_len, 8 * GCM_TAG};
+    CK_ULONG written = item->in_len;
+    CK_RV rv = set_up(lane, item, m->C_MessageEncryptInit, m->C_MessageEncryptFinal, STEP_MESSAGE_ENCRYPT_INIT);
+
+    if (rv != CKR_OK)
+        return rv;
+    rv = m->C_EncryptMessage(lane->session, &params, sizeof params, (CK_BYTE *)all->aad, all->aad_len, (CK_BYTE *)item->in, item->in_len,
+                             item->out, &written);
+    if (rv == CKR_OK && written != item->in_len)
+        rv = KMS_RV_LENGTH;
+    if (rv != CKR_OK)
+        return hot_failed(lane, item, rv, STEP_ENCRYPT_MESSAGE);
+    item->out_len = item->in_len + GCM_TAG;
+    item->rv = CKR_OK;
+    return CKR_OK;
+}
+
+static CK_RV open_message(hot_lane *lane, hot_item *item, const frame *all)
+{
+    CK_FUNCTION_LIST_3_0 *m = lane->messages;
+    CK_ULONG size = item->in_len - GCM_TAG;
+    CK_GCM_MESSAGE_PARAMS params = {item->nonce + all->iv_at, GCM_IV, 0, CKG_NO_GENERATE, (CK_BYTE *)item->in + size, 8 * GCM_TAG};
+    CK_RV rv = set_up(lane, item, m->C_MessageDecryptInit, m->C_MessageDecryptFinal, STEP_MESSAGE_DECRYPT_INIT);
+
+    if (rv != CKR_OK)
+        return rv;
+    item->out_len = item->in_len;
+    rv = m->C_DecryptMessage(lane->session, &params, sizeof params, (CK_BYTE *)all->aad, all->aad_len, (CK_BYTE *)item->in, size, item->out,
+                             &item->out_len);
+    if (rv == CKR_OK && item->out_len != size)
+        rv = KMS_RV_LENGTH;
+    if (rv != CKR_OK)
+        return hot_failed(lane, item, rv, STEP_DECRYPT_MESSAGE);
+    item->rv = CKR_OK;
+    return CKR_OK;
+}
 
 static inline size_t run(one_fn one, hot_lane *lane, hot_item *items, size_t n, size_t nonce_size, const unsigned char *aad,
                          CK_ULONG aad_len)
 {
-    CK_GCM_PARAMS params = {NULL, GCM_IV, 8 * GCM_IV, (CK_BYTE *)aad, aad_len, 8 * GCM_TAG};
-    CK_MECHANISM gcm = {CKM_AES_GCM, &params, sizeof params};
+    frame all = {aad, aad_len, nonce_size - GCM_IV};
     size_t i, bad = 0;
     CK_RV rv;
 
@@ -93,12 +175,11 @@ static inline size_t run(one_fn one, hot_lane *lane, hot_item *items, size_t n, 
             bad++;
             continue;
         }
-        params.pIv = items[i].nonce + nonce_size - GCM_IV;
-        rv = one(lane, &items[i], &gcm);
+        rv = one(lane, &items[i], &all);
         /* A session that died while it lay idle says nothing about the message: once more, on a fresh one. The same message under the
          * same nonce gives the same bytes, so nothing is revealed by the repetition. */
         if (hot_session_died(rv))
-            rv = one(lane, &items[i], &gcm);
+            rv = one(lane, &items[i], &all);
         bad += rv != CKR_OK;
     }
     return bad;
@@ -106,12 +187,24 @@ static inline size_t run(one_fn one, hot_lane *lane, hot_item *items, size_t n, 
 
 size_t hot_seal(hot_lane *lane, hot_item *items, size_t n, size_t nonce_size, const unsigned char *aad, CK_ULONG aad_len)
 {
-    return run(seal_one, lane, items, n, nonce_size, aad, aad_len);
+    size_t bad;
+
+    if (!lane->messages)
+        return run(seal_one, lane, items, n, nonce_size, aad, aad_len);
+    bad = run(seal_message, lane, items, n, nonce_size, aad, aad_len);
+    end_messages(lane, lane->messages->C_MessageEncryptFinal);
+    return bad;
 }
 
 size_t hot_open(hot_lane *lane, hot_item *items, size_t n, size_t nonce_size, const unsigned char *aad, CK_ULONG aad_len)
 {
-    return run(open_one, lane, items, n, nonce_size, aad, aad_len);
+    size_t bad;
+
+    if (!lane->messages)
+        return run(open_one, lane, items, n, nonce_size, aad, aad_len);
+    bad = run(open_message, lane, items, n, nonce_size, aad, aad_len);
+    end_messages(lane, lane->messages->C_MessageDecryptFinal);
+    return bad;
 }
 
 int hot_key_gone(CK_RV rv)

@@ -7,6 +7,7 @@ cdef class _Library:
     """What all Module objects of one loaded library share in this process."""
 
     cdef CK_FUNCTION_LIST *f
+    cdef CK_FUNCTION_LIST_3_0 *v3  # NULL where the module does not speak PKCS#11 3.0
     cdef int made_in
     cdef unsigned long generation  # grows at finalize: whatever remembers another number must not call the library
     cdef long calls                # calls of our Tokens that are in the library now; kept under the GIL
@@ -47,13 +48,14 @@ cdef class Module:
     def __init__(self, str path not None):
         cdef char reason[256]
         cdef bytes name = os.fsencode(path)
-        cdef CK_FUNCTION_LIST *f = p11_load(name, reason, sizeof(reason))
+        cdef CK_FUNCTION_LIST_3_0 *v3 = NULL
+        cdef CK_FUNCTION_LIST *f = p11_load(name, &v3, reason, sizeof(reason))
         if f == NULL:
             raise SetupError(f"{path} cannot be used as a PKCS#11 module: {(<bytes>reason).decode('utf-8', 'replace')}")
         cdef _Library library = _libraries.get(<size_t>f)
         if library is None or library.made_in != kms_forks:
             library = _Library.__new__(_Library)
-            library.f = f
+            library.f, library.v3 = f, v3
             library.made_in = kms_forks
             _libraries[<size_t>f] = library
         self.library = library
@@ -218,6 +220,9 @@ cdef class Module:
         `private_hot_keys` makes derived keys CKA_PRIVATE: SoftHSM then keeps them masked in memory and is 1.8 times slower (HSM.md 1).
         """
         self.functions()
+        cdef CK_FUNCTION_LIST_3_0 *v3 = self.library.v3
+        cdef CK_FLAGS both = CKF_MESSAGE_ENCRYPT | CKF_MESSAGE_DECRYPT
+        cdef CK_MECHANISM_INFO gcm
         cdef Token token = Token.__new__(Token)
         token.library = self.library
         token.generation = self.library.generation
@@ -225,6 +230,12 @@ cdef class Module:
         token.slot = slot
         token.private_hot_keys = private_hot_keys
         token.limit = 4096
+        if v3 != NULL:
+            with nogil:
+                # Asked through the list of 2.40, NSS keeps the flags of 3.0 to itself.
+                if v3.v2.C_GetMechanismInfo(slot, CKM_AES_GCM, &gcm) != CKR_OK or gcm.flags & both != both:
+                    v3 = NULL
+            token.messages = v3
         return token
 
     @property

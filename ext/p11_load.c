@@ -3,7 +3,20 @@
 #include <dlfcn.h>
 #include <stdio.h>
 
-CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
+static CK_FUNCTION_LIST_3_0 *list_of_v3(void *library)
+{
+    CK_RV (*get)(CK_BYTE *, CK_VERSION *, CK_INTERFACE **, CK_FLAGS);
+    CK_VERSION wanted = {3, 0}, *got;
+    CK_INTERFACE *interface = NULL;
+
+    *(void **)&get = dlsym(library, "C_GetInterface");
+    if (!get || get((CK_BYTE *)"PKCS 11", &wanted, &interface, 0) != CKR_OK || !interface || !interface->pFunctionList)
+        return NULL;
+    got = interface->pFunctionList; /* every list begins with its version */
+    return got->major == 3 ? interface->pFunctionList : NULL;
+}
+
+CK_FUNCTION_LIST *p11_load(const char *path, CK_FUNCTION_LIST_3_0 **v3, char *reason, size_t reason_size)
 {
     CK_FUNCTION_LIST *list = NULL;
     CK_RV (*get)(CK_FUNCTION_LIST **);
@@ -30,6 +43,7 @@ CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size)
         snprintf(reason, reason_size, "it speaks Cryptoki %d.%d, not 2.x", list->version.major, list->version.minor);
         return NULL;
     }
+    *v3 = list_of_v3(library);
     return list;
 }
 

@@ -6,9 +6,10 @@
 
 #include "ck.h"
 
-/* dlopen and C_GetFunctionList; initialises nothing. On failure returns NULL and writes the reason. The module stays mapped for good:
- * unmapping one whose threads or exit handlers may still run is undefined. */
-CK_FUNCTION_LIST *p11_load(const char *path, char *reason, size_t reason_size);
+/* dlopen and C_GetFunctionList; initialises nothing. *v3 becomes the list of PKCS#11 3.0 where the module offers it, or NULL. On failure
+ * returns NULL and writes the reason. The module stays mapped for good: unmapping one whose threads or exit handlers may still run is
+ * undefined. */
+CK_FUNCTION_LIST *p11_load(const char *path, CK_FUNCTION_LIST_3_0 **v3, char *reason, size_t reason_size);
 
 /* C_Initialize with CKF_OS_LOCKING_OK: with NULL, SoftHSM runs without mutexes (HSM.md section 3). `parameters` is NULL, or the string that
  * NSS softoken wants. */

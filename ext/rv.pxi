@@ -42,6 +42,8 @@ cdef dict _FUNCTIONS = {
     STEP_OPEN: "C_OpenSession", STEP_ENCRYPT_INIT: "C_EncryptInit", STEP_ENCRYPT: "C_Encrypt", STEP_DECRYPT_INIT: "C_DecryptInit",
     STEP_DECRYPT: "C_Decrypt", STEP_DERIVE: "C_DeriveKey", STEP_READ: "C_GetAttributeValue", STEP_DESTROY: "C_DestroyObject",
     STEP_SIGN_INIT: "C_SignInit", STEP_SIGN: "C_Sign",
+    STEP_MESSAGE_ENCRYPT_INIT: "C_MessageEncryptInit", STEP_ENCRYPT_MESSAGE: "C_EncryptMessage",
+    STEP_MESSAGE_DECRYPT_INIT: "C_MessageDecryptInit", STEP_DECRYPT_MESSAGE: "C_DecryptMessage",
 }
 
 
@@ -65,7 +67,7 @@ cdef object _closed():
 cdef object _item_error(hot_item *item):
     """What became of one message that failed, as the exception that its caller sees."""
     cdef CK_RV rv = item.rv
-    if rv == KMS_RV_MALFORMED or (item.step == STEP_DECRYPT and hot_tag_refused(rv)):
+    if rv == KMS_RV_MALFORMED or ((item.step == STEP_DECRYPT or item.step == STEP_DECRYPT_MESSAGE) and hot_tag_refused(rv)):
         return undecryptable()
     if rv == KMS_RV_TOO_LONG:
         return invalid("Plaintext", f"It is longer than {_MAX_PLAINTEXT} bytes.")

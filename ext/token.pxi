@@ -21,6 +21,7 @@ cdef class Token:
     cdef int made_in
     cdef readonly CK_SLOT_ID slot
     cdef readonly bint private_hot_keys
+    cdef CK_FUNCTION_LIST_3_0 *messages  # NULL where the token does not take AES-GCM as messages (PKCS#11 3.0)
     cdef bint closed                # new calls are refused
     cdef bint swept                 # the sessions are closed
     cdef long calls                 # calls that are inside the module now; kept under the GIL
@@ -73,10 +74,10 @@ cdef class Token:
         return True
 
     cdef inline void take(self, hot_lane *lane, bint fresh) noexcept:
-        lane.f = self.library.f
+        lane.f, lane.messages = self.library.f, self.messages
         lane.slot = self.slot
         lane.open_sessions = &self.open_sessions
-        lane.session = CK_INVALID_HANDLE
+        lane.session = lane.message_key = CK_INVALID_HANDLE
         if self.idle_count and not fresh:
             self.idle_count -= 1
             lane.session = self.idle[self.idle_count]
@@ -279,6 +280,11 @@ cdef class Token:
         answer = PyBytes_FromStringAndSize(<char *>l, 16)
         explicit_bzero(l, 16)
         return answer
+
+    @property
+    def message_api(self):
+        """Whether AES-GCM goes through the message functions of PKCS#11 3.0, because the module and the token offer them."""
+        return self.messages != NULL
 
     @property
     def live_sessions(self):

@@ -178,6 +178,8 @@ class Token:
     def live_sessions(self) -> int: ...
     @property
     def private_hot_keys(self) -> bool: ...
+    @property
+    def message_api(self) -> bool: ...  # AES-GCM goes through the message functions of PKCS#11 3.0: module and token offer them
 
 class Module:
     """A PKCS#11 module, loaded by dlopen; one per path and process."""

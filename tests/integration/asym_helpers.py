@@ -5,7 +5,9 @@ Key material goes into tokens by C_CreateObject, which the product never calls.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+import os
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -16,10 +18,12 @@ import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa, utils
-from cryptography.hazmat.primitives.serialization import load_der_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_der_private_key
 from p11_helpers import Raw, Rig
 
-from kmscore.custody._p11 import Module, Secret, Token, soft_generate_pair
+from kmscore.custody import _p11
+from kmscore.custody._p11 import Module, Secret, SoftPrivateKey, Token, soft_generate_pair, soft_private_key
+from kmscore.errors import KmsError
 
 NSS_MODULES = (
     "/usr/lib/x86_64-linux-gnu/nss/libsoftokn3.so",
@@ -29,6 +33,7 @@ NSS_MODULES = (
     "/usr/lib64/libsoftokn3.so",
 )
 NSS_LABEL = "NSS Certificate DB"
+OPAQUE = 'InvalidParameter: The specified parameter "CiphertextBlob" is not valid.'
 RSA_KINDS = ("RSA_2048", "RSA_3072", "RSA_4096")
 EC_KINDS = ("EC_P256", "EC_P256K", "EC_P384", "EC_P521")
 CURVES: dict[str, tuple[ec.EllipticCurve, bytes]] = {
@@ -55,6 +60,32 @@ def pair(kind: str) -> tuple[bytes, bytes]:
 def private_key(kind: str) -> Any:
     """The private key of `pair`, as `cryptography` has it."""
     return load_der_private_key(pair(kind)[0], None)
+
+
+def soft(kind: str) -> SoftPrivateKey:
+    """The private key of `pair`, as the core has it in memory."""
+    return soft_private_key(Secret.copy_of(pair(kind)[0]), known_good=True)
+
+
+def spki(public: Any) -> bytes:
+    return bytes(public.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo))
+
+
+def refused(call: Callable[[], object]) -> None:
+    """The one answer to every ciphertext that does not decrypt."""
+    with pytest.raises(KmsError) as caught:
+        call()
+    assert type(caught.value) is KmsError
+    assert str(caught.value) == OPAQUE
+
+
+def leaves_no_secret() -> Iterator[None]:
+    """For a fixture: what a test made must be wiped when it ends."""
+    gc.collect()
+    before = _p11.live_secrets()
+    yield
+    gc.collect()
+    assert _p11.live_secrets() == before
 
 
 def oaep(hash_name: str) -> padding.OAEP:
@@ -119,6 +150,11 @@ class Bench:
                 public = numbers.public_numbers
                 attributes[0xD5A0DB00] = b"\x04" + public.x.to_bytes(size) + public.y.to_bytes(size)  # CKA_NSS_DB
         return self.raw.create(self.session, attributes)
+
+    def key(self, value: bytes | None = None, *, derives: bool = True) -> int:
+        """Handle of an AES key (random if no value): one that only derives, or one that only encrypts and decrypts. As Rig.key."""
+        usage = {"derive": True} if derives else {"encrypt": True, "decrypt": True}
+        return self.secret(os.urandom(32) if value is None else value, key_type=0x1F, **usage)
 
     def secret(self, value: bytes, *, key_type: int = 0x10, **usage: bool) -> int:
         """Handle of a secret session key: generic (0x10) or AES (0x1F), with sign, derives, encrypts."""

@@ -256,7 +256,7 @@ def open_rig(directory: Path, *, path: str | None = None, private_hot_keys: bool
 
 
 class Shim:
-    """SoftHSM with faults on demand: see p11_shim.c."""
+    """A module with faults on demand: see p11_shim.c."""
 
     FUNCTIONS = (
         "C_OpenSession",
@@ -269,6 +269,12 @@ class Shim:
         "C_CloseSession",
         "C_SignInit",
         "C_Sign",
+        "C_MessageEncryptInit",
+        "C_EncryptMessage",
+        "C_MessageEncryptFinal",
+        "C_MessageDecryptInit",
+        "C_DecryptMessage",
+        "C_MessageDecryptFinal",
     )
 
     def __init__(self, path: str) -> None:
@@ -300,15 +306,13 @@ class Shim:
         self._library.shim_reset()
 
 
-def build_shim(directory: Path) -> Shim:
-    """Compiles p11_shim.c; skips the test where there is no C compiler."""
+def build_shim(directory: Path, module: str | None = None) -> Shim:
+    """Compiles p11_shim.c before a module, SoftHSM if none; skips the test where there is no C compiler."""
     compiler = shutil.which(os.environ.get("CC", "cc"))
     if compiler is None:
         pytest.skip("no C compiler for the fault-injecting module")
     path = directory / "p11_shim.so"
     source = Path(__file__).with_name("p11_shim.c")
-    subprocess.run(
-        [compiler, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", f"-I{ROOT / 'ext'}", "-o", path, source, "-lpthread", "-ldl"], check=True
-    )
-    os.environ["SHIM_MODULE"] = softhsm()
+    options = ["-shared", "-fPIC", "-O1", "-Wall", "-Werror", f"-I{ROOT / 'ext'}", f'-DSHIM_MODULE="{module or softhsm()}"']
+    subprocess.run([compiler, *options, "-o", path, source, "-lpthread", "-ldl"], check=True)
     return Shim(str(path))
