@@ -48,7 +48,7 @@ def test_engine(benchmark: Any, kms: Kms, report: Report, level: str, operation:
     blobs = kms.encrypt_batch(key, texts)
     bound = kms.encrypt_batch(key, texts, context)
     use = kms._s.ring.to_encrypt(key)
-    aead, header, aad = use.aead, use.header[0], use.aad[0]
+    aead, header, aad = use.loaded, use.header[0], use.aad[0]
     assert aead is not None
 
     def each(call: Any, items: list[bytes], *more: Any) -> Any:

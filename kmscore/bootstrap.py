@@ -12,7 +12,7 @@ import secrets
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from kmscore.clock import Clock, FileClock, SystemClock
@@ -21,21 +21,27 @@ from kmscore.custody._p11 import Secret
 from kmscore.custody.files import make_directory, write_file
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import home_lock
-from kmscore.custody.port import AeadKey, Keeper, MaterialRef
+from kmscore.custody.port import AeadKey, Keeper, MacKey, MaterialRef
 from kmscore.custody.probe import probe
+from kmscore.custody.public import PublicKeyOperations
 from kmscore.custody.software import FILE_ROOT_VERSION, SoftwareKeeper, load_or_create_root_file
 from kmscore.custody.token import open_hsm
-from kmscore.domain.key import NewKey
+from kmscore.domain.key import Key
 from kmscore.domain.names import Place
 from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel
+from kmscore.domain.versions import NewKey
+from kmscore.engine.asymmetric import Asymmetric
 from kmscore.engine.background import Ticker, Watcher
 from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.effects import Effects
+from kmscore.engine.exporting import Exporting
+from kmscore.engine.importing import Importing
 from kmscore.engine.keyring import KeyRing
 from kmscore.engine.kms import Kms
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.seals import Digests, TokenSeal
 from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
@@ -50,7 +56,8 @@ from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_dat
 
 log = logging.getLogger("kmscore")
 
-ROOT_KEY = "system/root"  # the stream of the service's own key, which wraps software material
+ROOT_KEY = "system/root"  # the stream of the service's own key, which wraps software material and seals import tokens
+DIGEST_KEY = "system/import-digest"  # of the one that digests the check values of imported material
 SYSTEM = "kmscore"  # the actor of what the service does by itself
 
 
@@ -148,8 +155,11 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     lifecycle = Lifecycle(store, queries, effects, keepers, clock, ids, settings.account_id, settings.intent_wait_seconds)
 
     root, root_version = _root_key(settings, keepers, lifecycle, store, queries, facts)
-    keepers[ProtectionLevel.SOFTWARE] = SoftwareKeeper(SoftwareMaterial(datastore), root, root_version)
+    software = SoftwareKeeper(SoftwareMaterial(datastore), root, root_version)
+    keepers[ProtectionLevel.SOFTWARE] = software
+    digest_key = _system_key(DIGEST_KEY, KeySpec.HMAC_256, KeyUsage.GENERATE_VERIFY_MAC, ProtectionLevel.SOFTWARE, lifecycle, store)
 
+    public = PublicKeyOperations()
     crypto = Crypto(ring, Uses(datastore), lambda key_id: _rotate_quietly(services, key_id), Secret.random)
     services = Services(
         settings=settings,
@@ -159,6 +169,21 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         queries=queries,
         ring=ring,
         crypto=crypto,
+        asymmetric=Asymmetric(ring, public),
+        exporting=Exporting(crypto, public, Secret.random),
+        importing=Importing(
+            store,
+            queries,
+            lifecycle,
+            effects,
+            keepers,
+            TokenSeal(root, root_version),
+            Digests(lambda: cast(MacKey, software.load(_system_ref(digest_key)))),
+            ids,
+            SYSTEM,
+            settings.import_failure_seconds,
+            settings.eviction_wait_seconds,
+        ),
         lifecycle=lifecycle,
         due=DueWork(queries, lifecycle, clock, settings.eviction_wait_seconds),
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
@@ -204,14 +229,23 @@ def _root_key(
         return load_or_create_root_file(settings.home / "root.key", may_create=not known), FILE_ROOT_VERSION
     if hsm is None:
         raise SetupError("the root key of this home lives in its token: KMS_PKCS11_MODULE must name it")
-    root = store.key(ROOT_KEY)
-    if root is None:
-        new = NewKey(KeySpec.AES_256, KeyUsage.ENCRYPT_DECRYPT, Origin.KMS, ProtectionLevel.HSM, creator=SYSTEM, system=True)
-        root = lifecycle.create(new, ROOT_KEY)
-    elif not root.versions:  # its first start was interrupted
-        root = lifecycle.rotate(ROOT_KEY, lambda key, by: None)
-    version = root.primary
-    return hsm.load(MaterialRef(bytes.fromhex(version.material_id), root.spec, version.suite)), UUID(version.version_id).bytes
+    root = _system_key(ROOT_KEY, KeySpec.AES_256, KeyUsage.ENCRYPT_DECRYPT, ProtectionLevel.HSM, lifecycle, store)
+    return cast(AeadKey, hsm.load(_system_ref(root))), UUID(root.versions[-1].version_id).bytes
+
+
+def _system_key(stream: str, spec: KeySpec, usage: KeyUsage, level: ProtectionLevel, lifecycle: Lifecycle, store: KeyStore) -> Key:
+    """A key of the service's own, made where it is missing; the caller holds the home lock."""
+    key = store.key(stream)
+    if key is None:
+        return lifecycle.create(NewKey(spec, usage, Origin.KMS, level, creator=SYSTEM, system=True), stream)
+    if not key.versions:  # its first start was interrupted
+        return lifecycle.rotate(stream, lambda key, by: None)
+    return key
+
+
+def _system_ref(key: Key) -> MaterialRef:
+    version = key.versions[-1]
+    return MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite, key.usage)
 
 
 def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
@@ -232,7 +266,7 @@ def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
 
 def _rotate_quietly(services: Services, key_id: str) -> None:
     with suppress(KmsError):  # asked for again at the next block of uses
-        services.lifecycle.rotate(key_id, lambda key, by: key.check("RotateKey", by.now))
+        services.lifecycle.rotate(key_id, Key.check_rotation)
 
 
 def _make_directories(settings: Settings) -> None:

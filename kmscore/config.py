@@ -45,6 +45,9 @@ class Settings:
     pkcs11_module: str = ""  # empty in kms.toml: SoftHSM where it is found; "none": no token
     pkcs11_token: str = ""  # empty: the home's own SoftHSM token, made at first start
     pkcs11_pin_file: str = ""  # empty: $KMS_HOME/pin
+    pkcs11_init_args: str = ""  # what the module wants at C_Initialize, where it wants something: NSS's "configdir='sql:DIR' …"
+    # Where a token cannot unwrap RSAES-OAEP with SHA-256 itself: let imported material pass through this process's locked memory instead.
+    allow_host_unwrap: bool = False
     clock_file: str = ""
     # A lifecycle command that meets another's open intent waits this long before it answers 503.
     intent_wait_seconds: float = 5.0
@@ -56,6 +59,8 @@ class Settings:
     poll_seconds: float = 1.0
     # A key that nobody used for this long gives up its session keys (DESIGN section 9, hot keys).
     idle_key_seconds: float = 60.0
+    # Every failed import takes a whole multiple of this, so that its time tells nothing of what was wrong with the material.
+    import_failure_seconds: float = 0.05
     # Minimum days between two CreateKeyVersion calls on one key (SEMANTICS section 3); 0 turns it off.
     key_version_min_days: int = 7
     max_key_versions: int = 50  # of CreateKeyVersion only; rotation is not bound by it
@@ -87,7 +92,7 @@ class Settings:
 # Settings that have an environment variable: KMS_ and the upper-case name.
 _ENVIRONMENT = (
     "listen database_url redis_url region account_id root_access_key_id root_access_key_secret"
-    " pkcs11_module pkcs11_token pkcs11_pin_file clock_file"
+    " pkcs11_module pkcs11_token pkcs11_pin_file pkcs11_init_args allow_host_unwrap clock_file"
 ).split()
 
 
@@ -103,8 +108,7 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
     values: dict[str, Any] = _from_toml(path / "kms.toml")
     for name in _ENVIRONMENT:
         if (value := env.get(f"KMS_{name.upper()}")) is not None:
-            # Set but empty means "not this one": for the module, no token at all.
-            values[name] = (value or NO_TOKEN) if name == "pkcs11_module" else value
+            values[name] = _from_environment(name, value)
     values.update(overrides)
     try:
         settings = Settings(home=path, **values)
@@ -112,6 +116,16 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
         raise SetupError(f"unknown setting: {error}") from None
     _check(settings)
     return settings if settings.pkcs11_module else replace(settings, pkcs11_module=_find_softhsm())
+
+
+def _from_environment(name: str, value: str) -> str | bool:
+    if name == "pkcs11_module":
+        return value or NO_TOKEN  # set but empty means "not this one": no token at all
+    if _types()[name] == "bool":
+        if value.lower() not in ("", "0", "1", "false", "true"):
+            raise SetupError(f"KMS_{name.upper()} must be 1 or 0, not {value!r}")
+        return value.lower() in ("1", "true")
+    return value
 
 
 def _from_toml(path: Path) -> dict[str, Any]:
@@ -142,8 +156,8 @@ def _check(settings: Settings) -> None:
     """Types and ranges, wherever a setting came from."""
     for name, kind in _types().items():
         value: Any = getattr(settings, name)
-        wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float)}[kind]
-        if not isinstance(value, wanted) or isinstance(value, bool):
+        wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[kind]
+        if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
             raise SetupError(f"the setting {name} must be of type {kind}, not {value!r}")
         if kind == "float" and not 0 < cast(float, value) <= MAX_SECONDS:
             raise SetupError(f"the setting {name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value!r}")

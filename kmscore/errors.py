@@ -10,6 +10,7 @@ from __future__ import annotations
 CODES: dict[str, tuple[int, bool]] = {
     "AliasAlreadyExists": (400, False),
     "Duplicate.TagKey": (400, False),
+    "ExpiredImportToken": (400, False),
     "Forbidden.AliasNotFound": (404, False),
     "Forbidden.DKMSInstanceNotFound": (403, False),
     "Forbidden.KeyNotFound": (404, False),
@@ -18,6 +19,8 @@ CODES: dict[str, tuple[int, bool]] = {
     "Forbidden.ResourceNotFound": (404, False),
     "InternalFailure": (500, False),
     "InvalidApi.NotFound": (404, False),
+    "InvalidImportToken": (400, False),
+    "InvalidKeyMaterial": (400, False),
     "InvalidParameter": (400, False),
     "InvalidParameter.TagKey": (400, False),
     "InvalidParameter.TagValue": (400, False),
@@ -97,6 +100,15 @@ def invalid(parameter: str, why: str = "") -> KmsError:
 
 def key_not_found() -> KmsError:
     return KmsError("Forbidden.KeyNotFound", "The specified Key is not found.")
+
+
+def bad_material() -> KmsError:
+    """The one answer to everything that can be wrong with wrapped key material (RELIABILITY O1: no oracle)."""
+    return KmsError("InvalidKeyMaterial", "The key material is not valid.")
+
+
+def invalid_import_token() -> KmsError:
+    return KmsError("InvalidImportToken", "The import token is not valid.")
 
 
 def forked() -> SetupError:

@@ -110,12 +110,86 @@ class DataKey:
 
 
 @dataclass(frozen=True, slots=True)
+class ExportedDataKey:
+    """`exported_data_key` is the data key under the caller's public key; `ciphertext_blob` is None from export_data_key."""
+
+    key_id: str
+    key_version_id: str
+    exported_data_key: bytes
+    ciphertext_blob: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """RSA signatures are as long as the modulus, ECDSA ones DER (SEC 1 appendix C.8)."""
+
+    key_id: str
+    key_version_id: str
+    value: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Verified:
+    key_id: str
+    key_version_id: str
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class AsymmetricEncrypted:
+    key_id: str
+    key_version_id: str
+    ciphertext_blob: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class AsymmetricDecrypted:
+    plaintext: bytes = field(repr=False)
+    key_id: str
+    key_version_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class PublicKey:
+    """`public_key` is SubjectPublicKeyInfo in PEM."""
+
+    key_id: str
+    key_version_id: str
+    public_key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Mac:
+    key_id: str
+    algorithm: str
+    mac: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class MacVerified:
+    key_id: str
+    algorithm: str
+    value: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ImportParameters:
+    """`public_key` is SubjectPublicKeyInfo in DER; it and `import_token` belong together."""
+
+    key_id: str
+    import_token: bytes
+    public_key: bytes
+    token_expire_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
 class DueReport:
-    """What run_due did: key ids."""
+    """What run_due did: key ids. `expired`: imported material whose time was over was destroyed."""
 
     rotated: tuple[str, ...] = ()
     destroyed: tuple[str, ...] = ()
     failed: tuple[tuple[str, str], ...] = ()  # (key id, code)
+    expired: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ need() { # PACKAGE TEST…
 }
 header() { echo "#include <$1>" | cc -E - ; }
 softhsm() { ls /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/pkcs11/libsofthsm2.so 2>/dev/null | grep -q . ; }
+softokn() { ls /usr/lib/*/nss/libsoftokn3.so /usr/lib64/libsoftokn3.so 2>/dev/null | grep -q . ; }
 python_header() { test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ; }
 virtualenv() { python3 -c 'import venv, ensurepip' ; }
 
@@ -30,6 +31,9 @@ need python3-dev python_header
 if [ "$want" = dev ]; then
     need strace command -v strace
     need opensc command -v pkcs11-tool
+    need openssl command -v openssl
+    need libnss3 softokn # the second token of the tests
+    need libnss3-tools command -v certutil
 fi
 
 if [ -n "$missing" ]; then

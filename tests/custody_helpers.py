@@ -12,15 +12,25 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from kmscore.config import Settings, load_settings
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import home_lock
 from kmscore.custody.port import MaterialRef
 from kmscore.custody.token import open_hsm
-from kmscore.domain.specs import KeySpec, Suite
+from kmscore.domain.specs import KeySpec, KeyUsage, Suite
 
 ROOT = Path(__file__).parent.parent
 STRACE = shutil.which("strace")
+CERTUTIL = shutil.which("certutil")
+NSS_MODULES = tuple(
+    f"{where}/libsoftokn3.so"
+    for where in (
+        *("/usr/lib/x86_64-linux-gnu/nss", "/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu/nss", "/usr/lib/aarch64-linux-gnu"),
+        "/usr/lib64",
+    )
+)
 INSTANCE = "test"
 
 # What every child runs first: `home` and `keeper()` to open the home's token the way bootstrap does.
@@ -51,8 +61,32 @@ def opened(home: Path, **more: object) -> Iterator[HsmKeeper]:
         keeper.close()
 
 
-def new_ref(suite: Suite = Suite.XAES_256_GCM, spec: KeySpec = KeySpec.AES_256) -> MaterialRef:
-    return MaterialRef(os.urandom(16), spec, suite)
+def new_ref(
+    suite: Suite = Suite.XAES_256_GCM,
+    spec: KeySpec = KeySpec.AES_256,
+    usage: KeyUsage = KeyUsage.ENCRYPT_DECRYPT,
+    *,
+    imported: bool = False,
+) -> MaterialRef:
+    return MaterialRef(os.urandom(16), spec, suite, usage, imported)
+
+
+def new_nss(directory: Path) -> dict[str, str]:
+    """A new database of NSS softoken, as settings. Skips the test where NSS is not installed."""
+    module = next((path for path in NSS_MODULES if Path(path).exists()), None)
+    if module is None or CERTUTIL is None:
+        pytest.skip("needs libsoftokn3.so and certutil (Debian: libnss3, libnss3-tools)")
+    directory.mkdir(mode=0o700)
+    pin = directory / "pin"
+    pin.touch(mode=0o600)
+    pin.write_text("Nss-pin-1234\n")
+    subprocess.run([CERTUTIL, "-N", "-d", f"sql:{directory}", "-f", str(pin)], check=True)
+    return {
+        "pkcs11_module": module,
+        "pkcs11_token": "NSS Certificate DB",
+        "pkcs11_pin_file": str(pin),
+        "pkcs11_init_args": f"configdir='sql:{directory}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=",
+    }
 
 
 def header_of(ref: MaterialRef) -> bytes:

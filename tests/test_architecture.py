@@ -23,7 +23,8 @@ ROOMS: dict[str, set[str]] = {
     "engine": {"domain", "store", "custody", "evidence", "results"},
     "operations": {"domain", "results"},
     "files": {"domain", "results"},
-    "cli": {"operations", "files", "domain", "results"},
+    "wrapping": {"domain"},
+    "cli": {"operations", "files", "wrapping", "domain", "results"},
     "api": {"operations", "domain", "results"},
     "console": {"operations"},
 }
@@ -34,7 +35,7 @@ KEPT = {
     "sqlite3": {"store"},
     "pkcs11": {"custody"},
     "kmscore.custody._p11": {"custody", "bootstrap", "__init__"},
-    "cryptography": {"custody"},
+    "cryptography": {"custody", "wrapping"},
     "tink": {"files"},
     "click": {"cli"},
     "uvicorn": {"cli", "api"},

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shlex
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -46,6 +48,12 @@ def chosen_home() -> str | None:
 
 def home_path() -> Path:
     return load_settings(chosen_home()).home
+
+
+def own_command(home: Path) -> str:
+    """How a shell calls this program on `home`."""
+    program = sys.argv[0] if Path(sys.argv[0]).name == "kms" else "kms"
+    return shlex.join([program, "--home", str(home)])
 
 
 @contextmanager

@@ -13,6 +13,7 @@ _METAVARS = {
     Kind.INTEGER: "NUMBER",
     Kind.BOOLEAN: "true|false",
     Kind.BLOB: "BASE64",
+    Kind.BYTES: "BASE64",
     Kind.BLOBS: "JSON",
     Kind.CONTEXT: "JSON",
     Kind.TAGS: "JSON",

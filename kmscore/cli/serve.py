@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import logging
-import shlex
 import signal
 import socket
 import sys
-from pathlib import Path
 
 import click
 
 import kmscore
-from kmscore.cli.engine import home_path, open_engine, takes_home
+from kmscore.cli.engine import home_path, open_engine, own_command, takes_home
 from kmscore.config import Settings, load_settings
 from kmscore.errors import SetupError
 
@@ -69,8 +67,7 @@ def _bind(address: str) -> socket.socket:
 def _announce(settings: Settings, listener: socket.socket) -> None:
     host, port = listener.getsockname()[:2]
     shown = f"[{host}]" if ":" in host else host
-    program = sys.argv[0] if Path(sys.argv[0]).name == "kms" else "kms"
-    kms = shlex.join([program, "--home", str(settings.home)])
+    kms = own_command(settings.home)
     made = "from the environment or kms.toml" if settings.root_access_key_id else settings.home / "credentials"
     level = "HSM" if settings.has_token else "SOFTWARE"
     lines = (

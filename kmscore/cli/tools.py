@@ -34,16 +34,18 @@ def rotate(key: str) -> None:
 @click.command()
 @takes_home
 def tick() -> int:
-    """Rotate and destroy whatever is due now. A running service does it by itself."""
+    """Rotate and destroy whatever is due now, and imported material whose time is over. A running service does it by itself."""
     with open_engine() as kms:
         report = kms.run_due()
     for key_id in report.rotated:
         click.echo(f"rotated {key_id}")
     for key_id in report.destroyed:
         click.echo(f"destroyed {key_id}")
+    for key_id in report.expired:
+        click.echo(f"expired {key_id}")
     for key_id, code in report.failed:
         click.echo(f"{code}: {key_id} must wait", err=True)
-    if not (report.rotated or report.destroyed or report.failed):
+    if not (report.rotated or report.destroyed or report.expired or report.failed):
         click.echo("nothing is due")
     return 1 if report.failed else 0
 

@@ -1,24 +1,25 @@
-"""A keeper of level HSM in memory, for tests of the engine: real AES by `cryptography`, a written-out XAES that owes nothing to the C core,
-and a way to fail, stall or crash at every point of an effect. Runs in microseconds.
+"""A keeper of level HSM in memory, for tests of the engine: real cryptography that owes nothing to the C core, and a way to fail, stall or
+crash at every point of an effect. Runs in microseconds, but for new RSA keys.
 
 A FakeToken is the token itself and outlives "restarts": make a new FakeKeeper on it. It remembers, as SoftHSM does, half-made objects.
 """
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.exceptions import UnsupportedAlgorithm
 
-from kmscore.custody.port import AeadKey, Buffer, Inventory, MaterialRef, Secret
+from kmscore.custody.fake_keys import FakeKey, FakeMacKey, FakePrivateKey, aes_block, generate, public_of, unwrapped
+from kmscore.custody.port import Accept, Buffer, Facts, Inventory, Loaded, MaterialRef
+from kmscore.custody.public import fits
 from kmscore.custody.selftest import self_test
-from kmscore.domain.specs import NONCE_BYTES, SPECS, TAG_BYTES, KeySpec, ProtectionLevel, Suite
-from kmscore.errors import KmsError, TokenError, invalid, undecryptable
+from kmscore.custody.wrapping import fitting, refused, serves
+from kmscore.domain.algorithms import WrappingAlgorithm
+from kmscore.domain.specs import SPECS, Family, KeySpec, KeyUsage, ProtectionLevel, Suite
+from kmscore.errors import KmsError, TokenError, bad_material, invalid
 
 
 class Crash(BaseException):
@@ -26,12 +27,15 @@ class Crash(BaseException):
 
 
 # Every point of an effect, in order. `generate`: nothing yet / a nameless fragment / an object with its id that is not usable / complete
-# and durable but not reported. `destroy`: nothing yet / gone but not yet durable or verified / gone but not reported.
+# and durable but not reported. `unwrap`: nothing yet / complete and durable but not reported; in between it is as `generate`. `destroy`:
+# nothing yet / gone but not yet durable or verified / gone but not reported.
 POINTS = (
     "generate.before",
     "generate.fragment",
     "generate.half",
     "generate.after",
+    "unwrap.before",
+    "unwrap.after",
     "destroy.before",
     "destroy.during",
     "destroy.after",
@@ -104,6 +108,8 @@ class FakeToken:
 
     serial: str = "fake-0001"
     can_derive: bool = True
+    oaep_sha256: bool = True
+    """Whether it unwraps RSAES-OAEP with SHA-256, which SoftHSM does not."""
     objects: dict[bytes, FakeObject] = field(default_factory=dict)
     fragments: int = 0
     faults: Faults = field(default_factory=Faults)
@@ -117,57 +123,66 @@ class FakeKeeper:
 
     level = ProtectionLevel.HSM
 
-    def __init__(self, token: FakeToken, instance_id: str = "test") -> None:
+    def __init__(self, token: FakeToken, instance_id: str = "test", *, allow_host_unwrap: bool = False) -> None:
         self.fake = token
         self.token_serial = token.serial
         self._prefix = f"kmscore/{instance_id}/"
+        self._allow_host_unwrap = allow_host_unwrap
         self._closed = False
 
-    def suite_for(self, spec: KeySpec) -> Suite:
-        if spec not in SPECS:
-            raise invalid("KeySpec", f"The token cannot hold {spec} keys.")
+    def suite_for(self, spec: KeySpec, usage: KeyUsage) -> Suite:
+        if not serves(spec, usage):
+            raise invalid("KeySpec", f"The token cannot hold {spec} keys for {usage}.")
+        if SPECS[spec].family is not Family.AES:
+            return Suite.NONE
         return Suite.XAES_256_GCM if spec is KeySpec.AES_256 and self.fake.can_derive else Suite.AES_GCM
 
-    def generate(self, ref: MaterialRef) -> Mapping[str, str | int | bool]:
-        token = self._open()
+    def wrapping_usage(self, algorithm: WrappingAlgorithm, spec: KeySpec) -> KeyUsage:
+        lacks = algorithm.hash == "SHA-256" and not self.fake.oaep_sha256
+        if algorithm not in fitting(spec) or (lacks and not self._allow_host_unwrap):
+            can = [fit for fit in fitting(spec) if self.fake.oaep_sha256 or fit.hash != "SHA-256"]
+            raise refused(algorithm, spec, can, "The token")
+        return KeyUsage.ENCRYPT_DECRYPT if lacks else KeyUsage.UNWRAP
+
+    def generate(self, ref: MaterialRef) -> Facts:
+        token = self.check_open()
         token.faults.pass_by("generate.before")
         token.fragments += 1
         token.faults.pass_by("generate.fragment")
         token.fragments -= 1
-        with token.lock:
-            if ref.material_id in token.objects:
-                raise KmsError("Rejected.Unavailable", "the token holds 2 objects with the id of one material")
-            token.objects[ref.material_id] = FakeObject(self._prefix + ref.material_id.hex(), None)
+        self._put(ref, None)
         token.faults.pass_by("generate.half")
+        value = generate(ref.spec)
         with token.lock:
-            value = os.urandom(SPECS[ref.spec].material_bytes)
             token.objects[ref.material_id].value = value
-        key = FakeKey(self, ref, value)
-        self_test(key, ref.material_id)
-        key.retire()
+        facts = self._verified(ref, value)
         token.faults.pass_by("generate.after")
-        return {
-            "label": self._prefix + ref.material_id.hex(),
-            "token_serial": token.serial,
-            "sensitive": True,
-            "extractable": False,
-            "local": True,
-            "always_sensitive": True,
-            "never_extractable": True,
-            "key_gen_mechanism": "CKM_AES_KEY_GEN",
-            "value_len": len(value),
-        }
+        return facts
+
+    def unwrap(self, ref: MaterialRef, pair: MaterialRef, algorithm: WrappingAlgorithm, wrapped: Buffer, accept: Accept) -> Facts:
+        token = self.check_open()
+        token.faults.pass_by("unwrap.before")
+        with token.lock:
+            found = token.objects.get(pair.material_id)
+        if found is None or found.value is None:
+            raise KmsError("Rejected.Unavailable", "The key material is not available in the token.")
+        value = unwrapped(found.value, algorithm, bytes(wrapped), SPECS[pair.spec].bytes)
+        accept(_check_value(ref.spec, value))
+        self._put(ref, value)
+        facts = self._verified(ref, value)
+        token.faults.pass_by("unwrap.after")
+        return {**facts, "unwrapped_in": "token" if pair.usage is KeyUsage.UNWRAP else "host"}
 
     def destroy(self, material_id: bytes) -> None:
-        token = self._open()
+        token = self.check_open()
         token.faults.pass_by("destroy.before")
         with token.lock:
             token.objects.pop(material_id, None)
         token.faults.pass_by("destroy.during")
         token.faults.pass_by("destroy.after")
 
-    def load(self, ref: MaterialRef) -> AeadKey:
-        token = self._open()
+    def load(self, ref: MaterialRef) -> Loaded:
+        token = self.check_open()
         token.faults.pass_by("load.before")
         with token.lock:
             found = token.objects.get(ref.material_id)
@@ -175,12 +190,12 @@ class FakeKeeper:
             raise KmsError("Rejected.Unavailable", "The key material is not available in the token.")
         if found.value is None:
             raise TokenError(0x70, "C_DeriveKey", "CKR_MECHANISM_INVALID", "InternalFailure")
-        key = FakeKey(self, ref, found.value)
+        key = self._key(ref, found.value)
         token.faults.pass_by("load.after")
         return key
 
     def inventory(self) -> Inventory:
-        token = self._open()
+        token = self.check_open()
         token.faults.pass_by("inventory.before")
         with token.lock:
             ours = {object_id for object_id, thing in token.objects.items() if thing.label == self._prefix + object_id.hex()}
@@ -188,7 +203,7 @@ class FakeKeeper:
             return Inventory(frozenset(ours), tuple(sorted(others) + ["fragment"] * token.fragments))
 
     def sweep(self) -> int:
-        token = self._open()
+        token = self.check_open()
         token.faults.pass_by("sweep.before")
         with token.lock:
             swept, token.fragments = token.fragments, 0
@@ -197,80 +212,70 @@ class FakeKeeper:
     def close(self) -> None:
         self._closed = True
 
-    def _open(self) -> FakeToken:
+    def check_open(self) -> FakeToken:
         if self._closed:
             raise KmsError("ServiceUnavailableTemporary", "the token is closed")
         return self.fake
 
+    def busy(self, material_id: bytes) -> bool:
+        return material_id in self.fake.busy
 
-class FakeKey:
-    """Implements port.AeadKey. Usable until retire(), or until its keeper is closed."""
+    def _put(self, ref: MaterialRef, value: bytes | None) -> None:
+        with self.fake.lock:
+            if ref.material_id in self.fake.objects:
+                raise KmsError("Rejected.Unavailable", "the token holds 2 objects with the id of one material")
+            self.fake.objects[ref.material_id] = FakeObject(self._prefix + ref.material_id.hex(), value)
 
-    def __init__(self, keeper: FakeKeeper, ref: MaterialRef, value: bytes) -> None:
-        self.suite: int = ref.suite
-        self._keeper = keeper
-        self._id = ref.material_id
-        self._value: bytes | None = value
-        self._derived: set[bytes] = set()
+    def _key(self, ref: MaterialRef, value: bytes) -> Loaded:
+        if SPECS[ref.spec].family is Family.AES:
+            return FakeKey(self, ref.material_id, value, ref.suite)
+        if SPECS[ref.spec].family is Family.HMAC:
+            return FakeMacKey(self, ref.material_id, value, ref.spec)
+        return FakePrivateKey(self, ref.material_id, value)
 
-    @property
-    def live(self) -> int:
-        return len(self._derived)
-
-    def encrypt(self, header: bytes, aad: bytes, plaintext: Buffer | Secret) -> bytes:
-        nonce = os.urandom(NONCE_BYTES[Suite(self.suite)])
-        data = bytes(plaintext) if isinstance(plaintext, bytes | bytearray | memoryview) else plaintext.reveal()
-        return header + nonce + self._aead(nonce).encrypt(nonce[-12:], data, aad)
-
-    def encrypt_batch(self, header: bytes, aad: bytes, plaintexts: Sequence[Buffer | Secret]) -> list[bytes | Exception]:
-        return [self.encrypt(header, aad, plaintext) for plaintext in plaintexts]
-
-    def decrypt(self, header_size: int, aad: bytes, blob: Buffer) -> bytes:
-        data = bytes(blob)
-        start = header_size + NONCE_BYTES[Suite(self.suite)]
-        if len(data) < start + TAG_BYTES:
-            raise undecryptable()
-        nonce = data[header_size:start]
-        try:
-            return self._aead(nonce).decrypt(nonce[-12:], data[start:], aad)
-        except InvalidTag:
-            raise undecryptable() from None
-
-    def decrypt_secret(self, header_size: int, aad: bytes, blob: Buffer) -> Secret:
-        from kmscore.custody import _p11  # only here, so that the fake works without the compiled core
-
-        return _p11.Secret.copy_of(self.decrypt(header_size, aad, blob))
-
-    def decrypt_batch(self, header_size: int, aad: bytes, blobs: Sequence[Buffer]) -> list[bytes | Exception]:
-        results: list[bytes | Exception] = []
-        for blob in blobs:
-            try:
-                results.append(self.decrypt(header_size, aad, blob))
-            except KmsError as error:
-                results.append(error)
-        return results
-
-    def retire(self) -> bool:
-        self._value = None
-        if self._id in self._keeper.fake.busy:
-            return False
-        self._derived.clear()
-        return True
-
-    def _aead(self, nonce: bytes) -> AESGCM:
-        self._keeper._open()
-        if self._value is None:
-            raise KmsError("Rejected.Unavailable", "The key material is no longer available here.")
-        if self.suite == Suite.AES_GCM:
-            return AESGCM(self._value)
-        self._derived.add(nonce[:12])
-        return AESGCM(xaes_subkey(self._value, nonce))
+    def _verified(self, ref: MaterialRef, value: bytes) -> dict[str, str | int | bool]:
+        facts: dict[str, str | int | bool] = {
+            "label": self._prefix + ref.material_id.hex(),
+            "token_serial": self.fake.serial,
+            "sensitive": True,
+            "extractable": False,
+            "local": not ref.imported,
+            "always_sensitive": not ref.imported,
+            "never_extractable": not ref.imported,
+        }
+        if not ref.imported:
+            facts["key_gen_mechanism"] = _GENERATED_BY[SPECS[ref.spec].family]
+        public = b""
+        if SPECS[ref.spec].is_asymmetric:
+            public = public_of(value)
+            facts["public_key"] = public.hex()
+        else:
+            facts["value_len"] = len(value)
+        if ref.usage is not KeyUsage.UNWRAP:
+            key = self._key(ref, value)
+            self_test(key, ref, public)
+            key.retire()
+        return facts
 
 
-def xaes_subkey(key: bytes, nonce: bytes) -> bytes:
-    """Kx of C2SP XAES-256-GCM for a 32-byte key and a 24-byte nonce; the message is then sealed under nonce[12:24]."""
-    ecb = Cipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305 - blocks of a KDF, no message
-    top = int.from_bytes(ecb.update(bytes(16)))
-    k1 = ((top << 1) & ((1 << 128) - 1)) ^ (0x87 if top >> 127 else 0)
-    blocks = (int.from_bytes(bytes((0, counter, 0x58, 0)) + nonce[:12]) ^ k1 for counter in (1, 2))
-    return ecb.update(b"".join(block.to_bytes(16) for block in blocks))
+_GENERATED_BY = {
+    Family.AES: "CKM_AES_KEY_GEN",
+    Family.RSA: "CKM_RSA_PKCS_KEY_PAIR_GEN",
+    Family.EC: "CKM_EC_KEY_PAIR_GEN",
+    Family.HMAC: "CKM_GENERIC_SECRET_KEY_GEN",
+}
+
+
+def _check_value(spec: KeySpec, value: bytes) -> bytes:
+    """Of material that fits `spec`. Raises InvalidKeyMaterial for other."""
+    if not SPECS[spec].is_asymmetric:
+        if len(value) != SPECS[spec].bytes:
+            raise bad_material()
+        return aes_block(value, bytes(16))
+    try:
+        public = public_of(value)
+        if fits(public, spec):
+            return public
+    except (ValueError, TypeError, UnsupportedAlgorithm):
+        pass
+    raise bad_material()

@@ -1,8 +1,8 @@
 """The one place that loads and initialises a PKCS#11 module for this process.
 
 python-pkcs11 can only C_Initialize(NULL), which switches SoftHSM's mutexes off while it drops the GIL: threads then corrupt memory
-(STYLE A1). So python-pkcs11 loads the module, is finalised at once, and our core initialises it with CKF_OS_LOCKING_OK. Handles and
-sessions are process-wide, so python-pkcs11 and the core share the one initialisation from then on.
+(STYLE A1). So our core initialises the module, with CKF_OS_LOCKING_OK, and python-pkcs11 only loads it: its constructor in two halves, of
+which the second would initialise. Handles and sessions are process-wide, so both share the one initialisation.
 
 A module has one configuration per process (SoftHSM reads SOFTHSM2_CONF in C_Initialize), so the same home may be opened several times,
 counted, another home only after the last close. Initialise after fork: what a child inherits is refused.
@@ -13,7 +13,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import pkcs11
+from pkcs11 import _pkcs11
 from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Slot, Token
 
@@ -29,6 +29,7 @@ from kmscore.custody.tokenerrors import calling
 from kmscore.errors import KmsError, SetupError, TokenError
 
 _CONF = "SOFTHSM2_CONF"
+_ALREADY_INITIALIZED = 0x191  # CKR_CRYPTOKI_ALREADY_INITIALIZED
 # How long a close waits for calls of other threads, which cannot be cancelled; a large RSA key takes some seconds.
 CLOSE_WAIT_SECONDS = 30.0
 EXIT_WAIT_SECONDS = 5.0
@@ -37,9 +38,6 @@ EXIT_WAIT_SECONDS = 5.0
 class Control(Protocol):
     """What we use of python-pkcs11's `lib`."""
 
-    initialized: bool
-
-    def finalize(self) -> None: ...
     def get_slots(self, token_present: bool = False) -> list[Slot]: ...
 
 
@@ -50,6 +48,7 @@ class Library:
     path: str
     conf: Path | None
     """The SOFTHSM2_CONF it was initialised with; None for a module that we do not configure."""
+    init_args: str
     core: _p11.Module
     control: Control
     pid: int
@@ -107,11 +106,11 @@ _returned = threading.Condition(_guard)
 """Told whenever a call returns. Waiting on it lets go of _guard, which the returning call needs."""
 _open: dict[str, Library] = {}
 _controls: dict[str, Control] = {}
-"""python-pkcs11's side of each module ever loaded, finalised; it stays loaded, since nothing is gained by dlclose."""
+"""python-pkcs11's side of each module ever loaded; it stays loaded, since nothing is gained by dlclose."""
 
 
-def acquire(module: str | os.PathLike[str], conf: Path | None = None) -> Library:
-    """Load and initialise `module`, with SOFTHSM2_CONF=`conf` if given; counts up when this process has it already.
+def acquire(module: str | os.PathLike[str], conf: Path | None = None, init_args: str = "") -> Library:
+    """Load and initialise `module`, with SOFTHSM2_CONF=`conf` and `init_args` (for NSS) if given; counts up when it is open already.
 
     Raises SetupError when the module cannot be loaded or initialised, is a spy, is in use with another configuration, or was
     inherited from a parent process.
@@ -122,22 +121,29 @@ def acquire(module: str | os.PathLike[str], conf: Path | None = None) -> Library
         if (library := _open.get(path)) is not None and library.closing and library.pid == os.getpid():
             _shut(library, CLOSE_WAIT_SECONDS)  # what an earlier close did not see the end of
         if (library := _open.get(path)) is not None:
-            _check_same(library, conf)
+            _check_same(library, conf, init_args)
             library.users += 1
             return library
         refuse_spy(path)
         if not os.path.isfile(path):
             raise SetupError(f"there is no PKCS#11 module at {module}; name another in KMS_PKCS11_MODULE, or 'none' for no token")
-        control = _load_control(path, configured=conf is not None)
+        loaded: dict[str, Any] = pkcs11._loaded
+        if (foreign := loaded.get(path)) is not None and foreign.initialized:
+            raise SetupError(f"python-pkcs11 is already using {path} in this process, without locking; kmscore must be opened first, alone")
         try:
             core = _p11.Module(path)
+            if path not in _controls:
+                _controls[path] = _load_control(path)
             with _softhsm_conf(conf):
-                core.initialize()
+                core.initialize(init_args)
         except TokenError as error:
-            raise SetupError(f"the PKCS#11 module {path} does not start: {error.name}") from error
+            hint = ": something else in this process has started it, so open kmscore first" if error.rv == _ALREADY_INITIALIZED else ""
+            raise SetupError(f"the PKCS#11 module {path} does not start: {error.name}{hint}") from error
+        except PKCS11Error as error:
+            raise SetupError(f"the PKCS#11 module {path} cannot be loaded: {error or type(error).__name__}") from error
         except OSError as error:
             raise SetupError(f"the PKCS#11 module {path} cannot be loaded: {error}") from error
-        library = Library(path, conf, core, control, os.getpid())
+        library = Library(path, conf, init_args, core, _controls[path], os.getpid())
         _open[path] = library
         return library
 
@@ -159,43 +165,21 @@ def refuse_spy(path: str) -> None:
         raise SetupError(f"{path} looks like a PKCS#11 spy, which logs the PIN and all data; name the real module in KMS_PKCS11_MODULE")
 
 
-def _check_same(library: Library, conf: Path | None) -> None:
+def _check_same(library: Library, conf: Path | None, init_args: str) -> None:
     if library.pid != os.getpid():
         raise SetupError("this process was forked from one that has the token open; open kmscore after the fork, in each process")
-    if library.conf != conf:
+    if (library.conf, library.init_args) != (conf, init_args):
         raise SetupError(
-            f"{library.path} is open in this process with {library.conf or 'no configuration of ours'}; a PKCS#11 module has one "
+            f"{library.path} is open in this process with {library.conf or 'other arguments'}; a PKCS#11 module has one "
             "configuration per process: close that kmscore first, or use another process"
         )
 
 
-def _load_control(path: str, *, configured: bool) -> Control:
-    if (control := _controls.get(path)) is not None and not control.initialized:
-        return control
-    loaded: dict[str, Any] = pkcs11._loaded
-    if (foreign := loaded.get(path)) is not None and foreign.initialized:
-        raise SetupError(f"python-pkcs11 is already using {path} in this process, without locking; kmscore must be opened first, and alone")
-    try:
-        # An empty token directory: the real one would be read a second time, object by object (HSM section 6: 70 us each).
-        with _empty_conf() if configured else contextlib.nullcontext() as conf, _softhsm_conf(conf):
-            control = pkcs11.lib(path)
-            control.finalize()
-    except PKCS11Error as error:
-        raise SetupError(
-            f"the PKCS#11 module {path} cannot be used: {error or type(error).__name__}. If something else in this process has "
-            "initialised it, open kmscore first"
-        ) from error
-    _controls[path] = control
+def _load_control(path: str) -> Control:
+    """python-pkcs11's `lib` as its __cinit__ leaves it: loaded. Its __init__ would C_Initialize(NULL)."""
+    new: Any = _pkcs11.lib.__new__
+    control: Control = new(_pkcs11.lib, path)
     return control
-
-
-@contextlib.contextmanager
-def _empty_conf() -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(prefix="kmscore-") as directory:
-        Path(directory, "tokens").mkdir()
-        conf = Path(directory, "softhsm2.conf")
-        conf.write_text(f"directories.tokendir = {directory}/tokens\nobjectstore.backend = file\nlog.level = ERROR\n")
-        yield conf
 
 
 @contextlib.contextmanager

@@ -6,23 +6,33 @@ verified by a fresh look; `destroy` only when a fresh look finds nothing. Both m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from kmscore.domain.specs import KeySpec, ProtectionLevel, Suite
+from kmscore.domain.algorithms import AlgorithmFacts, WrappingAlgorithm
+from kmscore.domain.specs import KeySpec, KeyUsage, ProtectionLevel, Suite
 from kmscore.errors import KmsError
 
 Buffer = bytes | bytearray | memoryview
+Facts = Mapping[str, str | int | bool]
+"""What a custody states of material, for the outcome event. Asymmetric keys have `public_key`: SubjectPublicKeyInfo, DER in hexadecimal."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaterialRef:
-    """Names one attempt at key material: `material_id` is 16 random bytes (CKA_ID in a token)."""
+    """Names one attempt at key material: `material_id` is 16 random bytes (CKA_ID in a token).
+
+    `suite` is Suite.NONE but for AES. `imported` material came from outside. `public_key` (SubjectPublicKeyInfo, DER) is known of
+    asymmetric material once it is there.
+    """
 
     material_id: bytes
     spec: KeySpec
     suite: Suite
+    usage: KeyUsage = KeyUsage.ENCRYPT_DECRYPT
+    imported: bool = False
+    public_key: bytes = b""
 
     def __post_init__(self) -> None:
         if len(self.material_id) != 16:
@@ -54,6 +64,52 @@ class AeadKey(Protocol):
     def retire(self) -> bool: ...
 
 
+class PrivateKey(Protocol):
+    """The private half of one version of an asymmetric key, ready for use."""
+
+    def sign(self, facts: AlgorithmFacts, digest: bytes) -> bytes:
+        """Sign a digest as long as the hash of `facts`; ECDSA signatures are DER (SEC 1 appendix C.8)."""
+        ...
+
+    def decrypt_secret(self, facts: AlgorithmFacts, ciphertext: Buffer) -> Secret:
+        """RSAES-OAEP. Raises the one opaque error for every ciphertext that does not decrypt."""
+        ...
+
+    def retire(self) -> bool: ...
+
+
+class MacKey(Protocol):
+    """One MAC key, ready for use."""
+
+    def mac(self, message: Buffer) -> bytes: ...
+    def retire(self) -> bool: ...
+
+
+Loaded = AeadKey | PrivateKey | MacKey
+
+
+class PublicKeys(Protocol):
+    """What needs no private key and no custody. `public_key` is SubjectPublicKeyInfo in DER."""
+
+    def verify(self, public_key: bytes, facts: AlgorithmFacts, digest: bytes, signature: bytes) -> bool: ...
+    def encrypt(self, public_key: bytes, facts: AlgorithmFacts, plaintext: Buffer | Secret) -> bytes:
+        """RSAES-OAEP of at most `max_oaep_bytes`."""
+        ...
+
+    def rsa_bits(self, public_key: bytes) -> int:
+        """Modulus bits of a caller's RSA key; 0 for bytes that are no RSA public key of 2,048 to 4,096 bits."""
+        ...
+
+    def pem(self, public_key: bytes) -> str: ...
+
+
+class AlreadyHeld(Exception):
+    """Said by `accept` in Keeper.unwrap: the very material is in the custody already, and is not wanted twice."""
+
+
+Accept = Callable[[bytes], None]
+
+
 class Secret(Protocol):
     """Bytes that only the C core may see; see custody/_p11.pyi."""
 
@@ -80,11 +136,30 @@ class Keeper(Protocol):
 
     level: ProtectionLevel
 
-    def suite_for(self, spec: KeySpec) -> Suite:
-        """The suite that this custody gives to keys of `spec`. Raises KmsError InvalidParameter (KeySpec) when it cannot hold them."""
+    def suite_for(self, spec: KeySpec, usage: KeyUsage) -> Suite:
+        """The suite that this custody gives to keys of `spec` (Suite.NONE but for AES).
+
+        Raises KmsError InvalidParameter (KeySpec) when it cannot hold them, or not for this usage.
+        """
         ...
 
-    def generate(self, ref: MaterialRef) -> Mapping[str, str | int | bool]:
+    def wrapping_usage(self, algorithm: WrappingAlgorithm, spec: KeySpec) -> KeyUsage:
+        """The usage of a pair for the import of `spec` material wrapped with `algorithm`.
+
+        Raises KmsError InvalidParameter (WrappingAlgorithm) naming what can be done, when this cannot.
+        """
+        ...
+
+    def unwrap(self, ref: MaterialRef, pair: MaterialRef, algorithm: WrappingAlgorithm, wrapped: Buffer, accept: Accept) -> Facts:
+        """Unwrap material under the private key of `pair`; durable, compared and self-tested on return, as with `generate`.
+
+        `accept` is given a check value of the material, bytes that equal material gives again, before anything durable is made of it; it
+        may refuse by raising. Raises KmsError InvalidKeyMaterial for all that the wrapped bytes can cause: no padding, wrong length,
+        another kind of key. Nothing durable was made then.
+        """
+        ...
+
+    def generate(self, ref: MaterialRef) -> Facts:
         """Make the material; durable and self-tested on return. Answers what the custody states of it, for the outcome event.
 
         Raises KmsError; something may have been left behind then: `destroy` it before another attempt under a new id.
@@ -95,7 +170,7 @@ class Keeper(Protocol):
         """Make the material be gone, durably, verified by a fresh look. Absent is success. Raises KmsError when that cannot be said."""
         ...
 
-    def load(self, ref: MaterialRef) -> AeadKey:
+    def load(self, ref: MaterialRef) -> Loaded:
         """The material, ready for use. Raises KmsError Rejected.Unavailable when the custody does not have it."""
         ...
 

@@ -20,7 +20,8 @@ from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.objectfile import read_token
 from kmscore.custody.softhsm import TokenHome
 from kmscore.custody.templates import mechanism_name
-from kmscore.domain.specs import KeySpec
+from kmscore.domain.algorithms import WrappingAlgorithm
+from kmscore.domain.specs import SPECS, KeySpec
 from kmscore.errors import KmsError
 from kmscore.results import Finding
 
@@ -28,11 +29,22 @@ from kmscore.results import Finding
 _ENOUGH_LOCKED = 1 << 20
 _WARN_FREE = 256 << 20  # bytes
 
-# Mechanism -> what is lost without it. The first two are needed for any key of level HSM.
+# Mechanism -> what is lost without it. The first two are needed for any AES key of level HSM.
 _WANTED: dict[Mechanism, str] = {
-    Mechanism.AES_KEY_GEN: "keys of level HSM",
-    Mechanism.AES_GCM: "keys of level HSM",
-    Mechanism.AES_ECB_ENCRYPT_DATA: "suite 1 (nonces that cannot run out) for 256-bit keys; they get suite 2 with its counted uses",
+    Mechanism.AES_KEY_GEN: "AES keys of level HSM",
+    Mechanism.AES_GCM: "AES keys of level HSM",
+    Mechanism.AES_ECB_ENCRYPT_DATA: "suite 1 (nonces that cannot run out) for 256-bit keys; they get suite 2 with its counted uses, and "
+    "cannot be imported",
+    Mechanism.RSA_PKCS_KEY_PAIR_GEN: "RSA keys, and every import at level HSM",
+    Mechanism.RSA_PKCS: "RSA_PKCS1_SHA_256, and RSA keys that sign at all; imports",
+    Mechanism.RSA_PKCS_PSS: "RSA_PSS_SHA_256, and RSA keys that sign at all",
+    Mechanism.RSA_PKCS_OAEP: "imports at level HSM",
+    Mechanism.EC_KEY_PAIR_GEN: "EC keys",
+    Mechanism.ECDSA: "EC keys",
+    Mechanism.GENERIC_SECRET_KEY_GEN: "MAC keys",
+    Mechanism.SHA256_HMAC: "HMAC_256 keys",
+    Mechanism.SHA384_HMAC: "HMAC_384 keys",
+    Mechanism.SHA512_HMAC: "HMAC_512 keys",
 }
 _ESSENTIAL = frozenset({Mechanism.AES_KEY_GEN, Mechanism.AES_GCM})
 
@@ -137,11 +149,24 @@ def probe_token(keeper: HsmKeeper) -> Iterator[Finding]:
             continue
         level: Literal["warn", "fail"] = "fail" if mechanism in _ESSENTIAL else "warn"
         yield Finding(level, f"the token lacks {mechanism_name(mechanism)}, needed for {purpose}", "use a token that has it")
-    for spec in KeySpec:
-        try:
-            yield Finding("ok", f"{spec.value}: suite {keeper.suite_for(spec).value}")
-        except KmsError:
-            yield Finding("warn", f"{spec.value}: the token cannot hold it")
+    for spec, spec_facts in SPECS.items():
+        for usage in spec_facts.usages:
+            try:
+                suite = keeper.suite_for(spec, usage)
+                yield Finding("ok", f"{spec.value}: " + (f"suite {suite.value}" if suite else usage.value))
+            except KmsError:
+                yield Finding("warn", f"{spec.value}: the token cannot hold it for {usage.value}")
+    for spec, what in ((KeySpec.AES_256, "AES keys"), (KeySpec.RSA_2048, "RSA keys"), (KeySpec.EC_P256, "EC keys")):
+        can = [algorithm.value for algorithm in WrappingAlgorithm if _imports(keeper, algorithm, spec)]
+        yield Finding("ok" if can else "warn", f"it takes imported {what} wrapped with: {', '.join(can) or 'nothing'}")
+
+
+def _imports(keeper: HsmKeeper, algorithm: WrappingAlgorithm, spec: KeySpec) -> bool:
+    try:
+        keeper.wrapping_usage(algorithm, spec)
+    except KmsError:
+        return False
+    return True
 
 
 def _swap_devices() -> list[str]:

@@ -32,7 +32,19 @@ from kmscore.errors import SetupError, TokenError
 MECHANISMS: tuple[str, ...] = (
     "CKM_AES_KEY_GEN",  # every AES key
     "CKM_AES_GCM",  # suite 2, and the derived keys of suite 1
-    "CKM_AES_ECB_ENCRYPT_DATA",  # derivation of suite 1
+    "CKM_AES_ECB_ENCRYPT_DATA",  # derivation of suite 1; check value of imported AES material
+    "CKM_RSA_PKCS_KEY_PAIR_GEN",  # every RSA pair
+    "CKM_RSA_PKCS",  # RSA_PKCS1_SHA_256; imports with RSAES_PKCS1_V1_5
+    "CKM_RSA_PKCS_PSS",  # RSA_PSS_SHA_256
+    "CKM_RSA_X_509",  # RSA keys that decrypt: SoftHSM has no RSAES-OAEP with SHA-256
+    "CKM_RSA_PKCS_OAEP",  # imports
+    "CKM_AES_KEY_WRAP_PAD",  # imports in two steps: AES-KWP
+    "CKM_EC_KEY_PAIR_GEN",  # every EC pair
+    "CKM_ECDSA",  # all ECDSA algorithms
+    "CKM_GENERIC_SECRET_KEY_GEN",  # every MAC key
+    "CKM_SHA256_HMAC",  # HMAC_256; proves the length of imported AES material
+    "CKM_SHA384_HMAC",  # HMAC_384
+    "CKM_SHA512_HMAC",  # HMAC_512
 )
 
 PIN_BYTES = 16  # random bytes; in hexadecimal, SoftHSM takes 4 to 255 characters

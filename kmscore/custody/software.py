@@ -6,21 +6,24 @@ The root key lives in the token (an HsmKeeper's key) or, where there is none, in
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
 from kmscore.custody import _p11
 from kmscore.custody.files import require_private, write_file
-from kmscore.custody.port import AeadKey, Inventory, MaterialRef, MaterialTable
+from kmscore.custody.port import Accept, AeadKey, Buffer, Facts, Inventory, Loaded, MaterialRef, MaterialTable
 from kmscore.custody.selftest import FORMAT_VERSION, self_test
-from kmscore.domain.specs import HEADER_BYTES, SPECS, ContentKind, KeySpec, ProtectionLevel, Suite
-from kmscore.errors import KmsError, SetupError, invalid
+from kmscore.custody.wrapping import fitting, refused, serves
+from kmscore.domain.algorithms import AlgorithmFacts, WrappingAlgorithm, mac_hash
+from kmscore.domain.specs import HEADER_BYTES, SPECS, ContentKind, Family, KeySpec, KeyUsage, ProtectionLevel, Suite
+from kmscore.errors import KmsError, SetupError, bad_material, invalid
 
 ROOT_KEY_BYTES = 32
 # The version id in the header of what a root key file wraps.
 FILE_ROOT_VERSION = bytes(16)
 _PURPOSE = b"kmscore software material"
+_CHECK = b"kmscore check value"
+_IMPORTED_BYTES = 32  # of AES material: only AES_256 can be imported
 
 
 class SoftwareKeeper:
@@ -36,29 +39,49 @@ class SoftwareKeeper:
         self._root = root
         self._header = bytes((FORMAT_VERSION, root.suite, ContentKind.MATERIAL)) + root_version
 
-    def suite_for(self, spec: KeySpec) -> Suite:
-        """Suite 1 for 256-bit keys, suite 2 for shorter ones. Raises InvalidParameter (KeySpec)."""
-        if spec not in SPECS:
-            raise invalid("KeySpec", f"Level SOFTWARE cannot hold {spec} keys.")
+    def suite_for(self, spec: KeySpec, usage: KeyUsage) -> Suite:
+        """Suite 1 for 256-bit keys, suite 2 for shorter ones; see port.Keeper."""
+        if not serves(spec, usage):
+            raise invalid("KeySpec", f"Level SOFTWARE cannot hold {spec} keys for {usage}.")
+        if SPECS[spec].family is not Family.AES:
+            return Suite.NONE
         return Suite.XAES_256_GCM if spec is KeySpec.AES_256 else Suite.AES_GCM
 
-    def generate(self, ref: MaterialRef) -> Mapping[str, str | int | bool]:
-        """Random material, wrapped, put into the table, read back, unwrapped and self-tested; see port.Keeper."""
-        size = SPECS[ref.spec].material_bytes
-        if self._table.get(ref.material_id) is not None:
-            raise KmsError("Rejected.Unavailable", "the store has material with this id already")
-        material = _p11.Secret.random(size)
+    def wrapping_usage(self, algorithm: WrappingAlgorithm, spec: KeySpec) -> KeyUsage:
+        """UNWRAP, for each algorithm that fits the material; see port.Keeper."""
+        if algorithm not in fitting(spec):
+            raise refused(algorithm, spec, fitting(spec), "Level SOFTWARE")
+        return KeyUsage.UNWRAP
+
+    def generate(self, ref: MaterialRef) -> Facts:
+        """Made in the core, wrapped, put into the table, read back, unwrapped and self-tested; see port.Keeper."""
+        self._check_new(ref)
+        public = b""
+        if SPECS[ref.spec].is_asymmetric:
+            material, public = _p11.soft_generate_pair(ref.spec.value)
+        else:
+            material = _p11.Secret.random(SPECS[ref.spec].bytes)
         try:
-            wrapped = self._root.encrypt(self._header, self._aad(ref.material_id), material)
+            wrapped = self._seal(ref, material)
         finally:
             material.close()
-        self._table.put(ref.material_id, wrapped)
-        key = self.load(ref)
+        return self._keep(ref, wrapped, public)
+
+    def unwrap(self, ref: MaterialRef, pair: MaterialRef, algorithm: WrappingAlgorithm, wrapped: Buffer, accept: Accept) -> Facts:
+        """All in the core's memory; what is kept is wrapped before it is accepted. See port.Keeper."""
+        self._check_new(ref)
+        key = _p11.soft_private_key(self._material(pair), known_good=True)
         try:
-            self_test(key, ref.material_id)
+            material = _opened(key, algorithm, memoryview(wrapped), SPECS[pair.spec].bytes)
         finally:
             key.retire()
-        return {"wrapped_bytes": len(wrapped), "value_len": size, "root_suite": self._root.suite, "root_version": self._header[3:].hex()}
+        try:
+            sealed = self._seal(ref, material)
+            check_value, public = _proved(ref.spec, material)
+        finally:
+            material.close()
+        accept(check_value)
+        return self._keep(ref, sealed, public)
 
     def destroy(self, material_id: bytes) -> None:
         """Remove the wrapped material; see MaterialTable.remove for what is left on the disk, and port.Keeper."""
@@ -66,26 +89,27 @@ class SoftwareKeeper:
         if self._table.get(material_id) is not None:
             raise KmsError("ServiceUnavailableTemporary", "the store still has material after its removal")
 
-    def load(self, ref: MaterialRef) -> AeadKey:
+    def load(self, ref: MaterialRef) -> Loaded:
         """Unwrap into the core's memory; see port.Keeper.
 
         Raises Rejected.Unavailable when the table has nothing under this id, or nothing that this root key wrapped for it.
         """
-        wrapped = self._table.get(ref.material_id)
-        if wrapped is None:
-            raise KmsError("Rejected.Unavailable", "The key material is not available.")
-        if wrapped[:HEADER_BYTES] != self._header:
-            raise KmsError("Rejected.Unavailable", "The key material is wrapped under another root key.")
+        material = self._material(ref)
         try:
-            material = self._root.decrypt_secret(HEADER_BYTES, self._aad(ref.material_id), wrapped)
-        except KmsError as error:
-            if error.code != "InvalidParameter":
-                raise
-            raise KmsError("Rejected.Unavailable", "The key material cannot be unwrapped: it was changed.") from None
-        if material.size != SPECS[ref.spec].material_bytes:
+            if SPECS[ref.spec].is_asymmetric:
+                key = _p11.soft_private_key(material, known_good=True)
+                if key.kind == ref.spec.value:
+                    return SoftwarePrivateKey(key)
+                key.retire()
+            elif material.size == SPECS[ref.spec].bytes:
+                if SPECS[ref.spec].family is Family.HMAC:
+                    return _p11.soft_mac_key(material, mac_hash(ref.spec))
+                return cast(AeadKey, _p11.soft_key(material, ref.suite))
+        except ValueError:
+            pass
+        finally:
             material.close()
-            raise KmsError("Rejected.Unavailable", "The key material has the wrong size for its key.")
-        return cast(AeadKey, _p11.soft_key(cast(_p11.Secret, material), ref.suite))
+        raise KmsError("Rejected.Unavailable", "The key material is of another kind than its key.")
 
     def inventory(self) -> Inventory:
         return Inventory(frozenset(self._table.ids()), ())
@@ -96,8 +120,87 @@ class SoftwareKeeper:
     def close(self) -> None:
         """Nothing is held: each loaded key owns its material."""
 
+    def _check_new(self, ref: MaterialRef) -> None:
+        if self._table.get(ref.material_id) is not None:
+            raise KmsError("Rejected.Unavailable", "the store has material with this id already")
+
+    def _seal(self, ref: MaterialRef, material: _p11.Secret) -> bytes:
+        return self._root.encrypt(self._header, self._aad(ref.material_id), material)
+
+    def _keep(self, ref: MaterialRef, wrapped: bytes, public: bytes) -> Facts:
+        self._table.put(ref.material_id, wrapped)
+        key = self.load(ref)
+        try:
+            self_test(key, ref, public)
+        finally:
+            key.retire()
+        told: Facts = {"public_key": public.hex()} if public else {"value_len": SPECS[ref.spec].bytes}
+        return {"wrapped_bytes": len(wrapped), "root_suite": self._root.suite, "root_version": self._header[3:].hex(), **told}
+
+    def _material(self, ref: MaterialRef) -> _p11.Secret:
+        wrapped = self._table.get(ref.material_id)
+        if wrapped is None:
+            raise KmsError("Rejected.Unavailable", "The key material is not available.")
+        if wrapped[:HEADER_BYTES] != self._header:
+            raise KmsError("Rejected.Unavailable", "The key material is wrapped under another root key.")
+        try:
+            return cast(_p11.Secret, self._root.decrypt_secret(HEADER_BYTES, self._aad(ref.material_id), wrapped))
+        except KmsError as error:
+            if error.code != "InvalidParameter":
+                raise
+            raise KmsError("Rejected.Unavailable", "The key material cannot be unwrapped: it was changed.") from None
+
     def _aad(self, material_id: bytes) -> bytes:
         return self._header + _PURPOSE + material_id
+
+
+class SoftwarePrivateKey:
+    """Implements port.PrivateKey on the core's."""
+
+    def __init__(self, key: _p11.SoftPrivateKey) -> None:
+        self._key = key
+
+    def sign(self, facts: AlgorithmFacts, digest: bytes) -> bytes:
+        return self._key.sign(facts.scheme, digest)
+
+    def decrypt_secret(self, facts: AlgorithmFacts, ciphertext: Buffer) -> _p11.Secret:
+        return self._key.decrypt(facts.hash, ciphertext)
+
+    def retire(self) -> bool:
+        return self._key.retire()
+
+
+def _opened(key: _p11.SoftPrivateKey, algorithm: WrappingAlgorithm, wrapped: memoryview, modulus_bytes: int) -> _p11.Secret:
+    """What came wrapped under the public half of `key`. Raises InvalidKeyMaterial."""
+    try:
+        if not algorithm.hash:
+            return key.decrypt_pkcs1(wrapped, _IMPORTED_BYTES)
+        if not algorithm.two_step:
+            return key.decrypt(algorithm.hash, wrapped)
+        kek = key.decrypt(algorithm.hash, wrapped[:modulus_bytes])
+        try:
+            return _p11.kwp_unwrap(kek, wrapped[modulus_bytes:])
+        finally:
+            kek.close()
+    except KmsError as error:
+        raise bad_material() if error.code == "InvalidParameter" else error from None
+    except ValueError:  # no AES key
+        raise bad_material() from None
+
+
+def _proved(spec: KeySpec, material: _p11.Secret) -> tuple[bytes, bytes]:
+    """Check value and public half of material that is of `spec`; uses the Secret up. Raises InvalidKeyMaterial for other material."""
+    if not SPECS[spec].is_asymmetric:
+        if material.size != SPECS[spec].bytes:
+            raise bad_material()
+        return _p11.soft_mac_key(material, "SHA-256").mac(_CHECK)[:16], b""
+    try:
+        key = _p11.soft_private_key(material)
+    except ValueError:
+        raise bad_material() from None
+    if key.kind != spec.value:
+        raise bad_material()
+    return key.public_key, key.public_key
 
 
 def load_or_create_root_file(path: Path, *, may_create: bool) -> AeadKey:

@@ -9,7 +9,8 @@ from kmscore.config import Settings
 from kmscore.custody import _p11, module, softhsm
 from kmscore.custody.files import require_private, require_space
 from kmscore.custody.guard import Guard
-from kmscore.custody.hsm import HsmKeeper, OpenToken, OwnToken
+from kmscore.custody.hsm import HsmKeeper
+from kmscore.custody.objects import OpenToken, OwnToken
 from kmscore.custody.tokenerrors import PIN_REFUSED, TRANSIENT, patiently
 from kmscore.errors import SetupError, TokenError
 
@@ -30,7 +31,7 @@ def open_hsm(settings: Settings, instance_id: str, *, material_known: bool) -> H
     """
     opened = _open(settings, material_known=material_known)
     try:
-        return patiently(lambda: HsmKeeper(opened, instance_id))
+        return patiently(lambda: HsmKeeper(opened, instance_id, allow_host_unwrap=settings.allow_host_unwrap))
     except BaseException:
         module.release(opened.library)
         raise
@@ -70,7 +71,7 @@ def _open_external(settings: Settings) -> OpenToken:
     if not pin.exists():
         raise SetupError(f"the PIN file {pin} is missing; name it in KMS_PKCS11_PIN_FILE")
     require_private(pin)
-    library = module.acquire(settings.pkcs11_module)
+    library = module.acquire(settings.pkcs11_module, init_args=settings.pkcs11_init_args)
     try:
         slot = patiently(lambda: _slot(library, settings.token_label, None))
         token = library.logged_in(slot, lambda token: _log_in(token, pin, None, None))

@@ -18,7 +18,7 @@ _HEADER = struct.Struct(">BBB16s")
 _LENGTH = struct.Struct(">I")
 _OVERHEAD = {suite: HEADER_BYTES + nonce + TAG_BYTES for suite, nonce in NONCE_BYTES.items()}
 _KINDS = {ContentKind.RAW.value: ContentKind.RAW, ContentKind.TEXT.value: ContentKind.TEXT}
-_SUITES = {suite.value: suite for suite in Suite}
+_SUITES = {suite.value: suite for suite in NONCE_BYTES}
 
 
 @dataclass(frozen=True, slots=True)

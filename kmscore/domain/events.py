@@ -56,14 +56,23 @@ class MaterialRequested(Event):
     version_id: str
     material_id: str
     suite: int
-    how: str
+    how: str  # generate or import
+    offer: str  # the stream of the import offer it comes through; empty: none
+    class_version = 2
+
+    @staticmethod
+    def upcast_v1_v2(state: dict[str, Any]) -> None:
+        state["offer"] = ""
 
     def apply(self, aggregate: Key) -> None:
         aggregate.request_material(self)
 
 
 class MaterialActivated(Event):
-    """Outcome: the material is durable and verified; its version is now the primary one. `facts` is what the custody stated."""
+    """Outcome: the material is durable and verified; its version is now the primary one. `facts` is what the custody stated.
+
+    Of material that was imported ahead: its date has come; it was verified when it was imported.
+    """
 
     TOPIC = "MaterialActivated"
     material_id: str
@@ -81,6 +90,45 @@ class MaterialAbandoned(Event):
 
     def apply(self, aggregate: Key) -> None:
         aggregate.open_intent = None
+
+
+class MaterialImported(Event):
+    """Outcome: imported material is durable and verified, for the version that is named. Again, for one that has it: a new expiry.
+
+    `digest` is a keyed digest of a check value, 64 hex digits. `primary_at`: from when on the version is the primary one.
+    """
+
+    TOPIC = "MaterialImported"
+    material_id: str
+    version_id: str
+    facts: dict[str, str | int | bool]
+    digest: str
+    expires_at: datetime | None
+    primary_at: datetime
+    offer: str
+
+    def apply(self, aggregate: Key) -> None:
+        aggregate.import_material(self)
+
+
+class MaterialExpired(Event):
+    """Intent: the time of these imported materials is over; they are about to be destroyed."""
+
+    TOPIC = "MaterialExpired"
+    material_ids: list[str]
+
+    def apply(self, aggregate: Key) -> None:
+        aggregate.doom(self.material_ids)
+
+
+class MaterialDeleted(Event):
+    """Intent: these imported materials were deleted by a command; they are about to be destroyed."""
+
+    TOPIC = "MaterialDeleted"
+    material_ids: list[str]
+
+    def apply(self, aggregate: Key) -> None:
+        aggregate.doom(self.material_ids)
 
 
 class KeyEnabled(Event):
@@ -121,6 +169,7 @@ class DestructionStarted(Event):
 
     def apply(self, aggregate: Key) -> None:
         aggregate.destruction_started = True
+        aggregate.doom(self.material_ids)
 
 
 class MaterialDestroyed(Event):
@@ -131,6 +180,7 @@ class MaterialDestroyed(Event):
 
     def apply(self, aggregate: Key) -> None:
         aggregate.destroyed_materials = aggregate.destroyed_materials | {self.material_id}
+        aggregate.doomed_materials = aggregate.doomed_materials - {self.material_id}
 
 
 class KeyDestroyed(Event):
@@ -213,6 +263,9 @@ EVENTS: tuple[type[Event], ...] = (
     MaterialRequested,
     MaterialActivated,
     MaterialAbandoned,
+    MaterialImported,
+    MaterialExpired,
+    MaterialDeleted,
     KeyEnabled,
     KeyDisabled,
     DeletionScheduled,

@@ -7,7 +7,7 @@ events.py) only records. After a failed append the object must be thrown away: i
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Self
 
@@ -17,54 +17,12 @@ from kmscore.domain import events
 from kmscore.domain.by import By
 from kmscore.domain.names import MAX_TAGS, check_description, check_tag_keys, check_tags
 from kmscore.domain.schedule import deletion_instant
-from kmscore.domain.specs import SPECS, KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.domain.specs import SPECS, Family, KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
 from kmscore.domain.states import KeyState, check_allowed
-from kmscore.errors import KmsError, invalid, key_not_found
+from kmscore.domain.versions import Attempt, Imported, NewKey, NewMaterial, Version
+from kmscore.errors import KmsError, bad_material, invalid, invalid_import_token, key_not_found
 
-
-@dataclass(frozen=True, slots=True)
-class Version:
-    """One material of a key. `ordinal` counts from 1; `material_id` is 32 hex digits; `activated_at` is None while it is requested."""
-
-    ordinal: int
-    version_id: str
-    material_id: str
-    suite: Suite
-    activated_at: datetime | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class NewMaterial:
-    """Identifiers of one attempt, drawn by the engine before it asks."""
-
-    version_id: str
-    material_id: bytes
-    suite: Suite
-
-
-@dataclass(frozen=True, slots=True)
-class NewKey:
-    """A validated CreateKey. Raises KmsError InvalidParameter on construction."""
-
-    spec: KeySpec
-    usage: KeyUsage
-    origin: Origin
-    level: ProtectionLevel
-    creator: str  # the account
-    description: str = ""
-    tags: Mapping[str, str] | None = None
-    rotation_seconds: int = 0
-    instance_id: str = ""
-    system: bool = False
-
-    def __post_init__(self) -> None:
-        facts = SPECS[self.spec]
-        if self.usage not in facts.usages:
-            raise invalid("KeyUsage", f"{self.spec.value} keys are for {' or '.join(usage.value for usage in facts.usages)}.")
-        if self.rotation_seconds and not (facts.rotates and self.origin is Origin.KMS):
-            raise KmsError("UnsupportedOperation", "Keys of this kind do not rotate automatically.")
-        check_description(self.description)
-        check_tags(self.tags or {})
+MAX_FAILED_IMPORTS = 8  # of one import token, then it is dead
 
 
 class Key(BaseAggregate[str]):
@@ -75,20 +33,25 @@ class Key(BaseAggregate[str]):
     def __init__(self) -> None:
         # What KeyCreated does not say; `begin` adds what it does.
         self.versions: tuple[Version, ...] = ()
-        self.open_intent: Version | None = None
+        self.open_intent: Attempt | None = None
         self.enabled = True
         self.delete_at: datetime | None = None
         self.protected = False
         self.protection_description = ""
         self.destruction_started = False
+        self.doomed_materials: frozenset[str] = frozenset()
         self.destroyed_materials: frozenset[str] = frozenset()
         self.destroyed = False
+        self.failed_imports: Mapping[str, int] = {}
 
     # --- creation and material ---------------------------------------------------------------------------------------------------
 
     @classmethod
-    def create(cls, key_id: str, new: NewKey, material: NewMaterial, by: By) -> Self:
-        """CreateKey, as far as the intent: the key is invisible until its first material is active."""
+    def create(cls, key_id: str, new: NewKey, material: NewMaterial | None, by: By, delete_at: datetime | None = None) -> Self:
+        """CreateKey, as far as the intent: the key is invisible until its first material is active, unless that is to be imported.
+
+        `delete_at` sets the end of a pair that is made for an import.
+        """
         key = cls._create(
             events.KeyCreated,
             id=key_id,
@@ -98,25 +61,32 @@ class Key(BaseAggregate[str]):
             level=new.level.value,
             creator=new.creator,
             description=new.description,
-            tags=dict(new.tags or {}),
+            tags=dict(new.tags),
             rotation_seconds=new.rotation_seconds,
             instance_id=new.instance_id,
             system=new.system,
             **by.fields,
         )
-        key.want_material(material, by)
+        if delete_at is not None:
+            key.trigger_event(events.DeletionScheduled, delete_at=delete_at, **by.fields)
+        if material is not None:
+            key.want_material(material, by)
         return key
 
     def want_material(self, material: NewMaterial, by: By) -> None:
-        """Open the intent for the next version. The caller has checked that none is open."""
-        assert self.open_intent is None and not self.destruction_started
+        """Open the intent for material of the next version, or, where it is imported again, of whichever it belongs to.
+
+        The caller has checked that none is open.
+        """
+        assert self.settled and not self.destruction_started
         self.trigger_event(
             events.MaterialRequested,
             ordinal=len(self.versions) + 1,
             version_id=material.version_id,
             material_id=material.material_id.hex(),
             suite=material.suite.value,
-            how="generate",
+            how="import" if material.offer else "generate",
+            offer=material.offer,
             **by.fields,
         )
 
@@ -126,11 +96,87 @@ class Key(BaseAggregate[str]):
     def material_abandoned(self, material_id: bytes, by: By) -> None:
         self.trigger_event(events.MaterialAbandoned, material_id=material_id.hex(), **by.fields)
 
+    # --- import ------------------------------------------------------------------------------------------------------------------
+
+    def require_external(self) -> None:
+        if self.origin is not Origin.EXTERNAL:
+            raise KmsError("Unsupported.Origin", "This key origin is not valid for this api.")
+
+    def check_import(self, operation: str, offer: str, primary_at: datetime, now: datetime) -> None:
+        """Before an attempt is opened. Raises InvalidImportToken once too many attempts through `offer` failed."""
+        self.check(operation, now)
+        self.require_external()
+        if self.failed_imports.get(offer, 0) >= MAX_FAILED_IMPORTS:
+            raise invalid_import_token()
+        if operation == "ImportNextKeyMaterial" and any(primary_at < version.primary_at for version in self.versions):
+            raise invalid("KeyMaterialActivateUnix", "Each material follows the one that was imported before it.")
+
+    def version_of(self, digest: str, *, following: bool) -> Version | None:
+        """The version whose material has this digest; None when it makes a new version.
+
+        Raises InvalidKeyMaterial for other material than the key had before; where `following`, for any that it had before.
+        """
+        same = next((version for version in self.versions if version.digest == digest), None)
+        if (same is not None) if following else (same is None and self.versions):
+            raise bad_material()
+        return same
+
+    def material_imported(self, attempt: Attempt, found: Imported, by: By) -> None:
+        """The outcome of an attempt at import: a new version, or the material of an old one is there again, or has a new expiry.
+
+        A key that waited for its material becomes Enabled; one that was disabled meanwhile stays so (DECISIONS 32).
+        """
+        waited = self.state(by.now) is KeyState.PENDING_IMPORT
+        same = next((version for version in self.versions if version.digest == found.digest), None)
+        material_id = attempt.material_id
+        if same is not None and same.held:  # nothing was made: it is there
+            self.material_abandoned(bytes.fromhex(material_id), by)
+            material_id = same.material_id
+        self.trigger_event(
+            events.MaterialImported,
+            material_id=material_id,
+            version_id=same.version_id if same is not None else attempt.version_id,
+            facts=dict(found.facts),
+            digest=found.digest,
+            expires_at=found.expires_at,
+            primary_at=same.primary_at if same is not None else found.primary_at,
+            offer=attempt.offer,
+            **by.fields,
+        )
+        if waited and not self.enabled:
+            self.trigger_event(events.KeyEnabled, **by.fields)
+
+    def delete_material(self, by: By) -> None:
+        """DeleteKeyMaterial: from here on none of it is used. A key without any is left as it is (DECISIONS 31)."""
+        self.check("DeleteKeyMaterial", by.now)
+        self.require_external()
+        if held := [version.material_id for version in self.versions if version.held]:
+            self.trigger_event(events.MaterialDeleted, material_ids=held, **by.fields)
+
+    def expired_materials(self, now: datetime) -> list[str]:
+        return [version.material_id for version in self.versions if version.held and not version.usable(now)]
+
+    def expire_material(self, by: By) -> None:
+        if expired := self.expired_materials(by.now):
+            self.trigger_event(events.MaterialExpired, material_ids=expired, **by.fields)
+
+    def note_primary(self, by: By) -> None:
+        """Let the log say that the next material became the primary one; its date has done it already."""
+        for version in self.versions:
+            if not version.noted and version.primary_at <= by.now:
+                self.trigger_event(events.MaterialActivated, material_id=version.material_id, facts={}, **by.fields)
+
     # --- what it is now ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def settled(self) -> bool:
+        """No attempt at material and no removal of it is open."""
+        return self.open_intent is None and not self.doomed_materials
 
     def visible(self, now: datetime) -> bool:
         """False for a key that is not finished, is being destroyed, or whose window is over (DECISIONS 40)."""
-        return bool(self.versions) and not self.destruction_started and not self.due_for_deletion(now)
+        begun = bool(self.versions) or self.origin is Origin.EXTERNAL
+        return begun and not self.destruction_started and not self.due_for_deletion(now)
 
     def require_visible(self, now: datetime) -> None:
         if self.system or not self.visible(now):
@@ -139,30 +185,32 @@ class Key(BaseAggregate[str]):
     def due_for_deletion(self, now: datetime) -> bool:
         return self.delete_at is not None and now >= self.delete_at
 
-    @property
-    def state(self) -> KeyState:
+    def state(self, now: datetime) -> KeyState:
         if self.delete_at is not None:
             return KeyState.PENDING_DELETION
+        primary = self.primary(now)
+        if primary is None or not primary.usable(now):
+            return KeyState.PENDING_IMPORT
         return KeyState.ENABLED if self.enabled else KeyState.DISABLED
 
-    @property
-    def primary(self) -> Version:
-        return self.versions[-1]
+    def primary(self, now: datetime) -> Version | None:
+        """The version that encrypts: the last whose time has come. None until the first is there."""
+        for version in reversed(self.versions):
+            if version.noted or version.primary_at <= now:
+                return version
+        return None
 
-    @property
-    def last_rotation_at(self) -> datetime:
-        """When the primary version was made; of the first version, when the key was (SEMANTICS section 3)."""
-        activated = self.primary.activated_at
-        assert activated is not None
-        return self.created_on if len(self.versions) == 1 else activated
+    def last_rotation_at(self, now: datetime) -> datetime:
+        """When the primary version became it; of the first version, when the key was made (SEMANTICS section 3)."""
+        primary = self.primary(now)
+        return self.created_on if primary is None or primary.ordinal == 1 else primary.primary_at
 
-    @property
-    def next_rotation_at(self) -> datetime | None:
-        return self.last_rotation_at + timedelta(seconds=self.rotation_seconds) if self.rotation_seconds else None
+    def next_rotation_at(self, now: datetime) -> datetime | None:
+        return self.last_rotation_at(now) + timedelta(seconds=self.rotation_seconds) if self.rotation_seconds else None
 
     @property
     def live_materials(self) -> tuple[str, ...]:
-        """Material ids that a destruction still has to see gone."""
+        """Material ids that a destruction of the key still has to see gone."""
         return tuple(v.material_id for v in self.versions if v.material_id not in self.destroyed_materials)
 
     def get_version(self, version_id: str) -> Version:
@@ -176,10 +224,15 @@ class Key(BaseAggregate[str]):
     def check(self, operation: str, now: datetime) -> None:
         """Raise when the key is not visible, or its state refuses the operation."""
         self.require_visible(now)
-        check_allowed(operation, self.state)
+        check_allowed(operation, self.state(now))
+
+    def check_rotation(self, by: By) -> None:
+        """RotateKey. Raises KmsError when the state refuses it, or keys of this kind have one material only."""
+        self.check("RotateKey", by.now)
+        self.check_rotatable()
 
     def check_rotatable(self) -> None:
-        if not (SPECS[self.spec].rotates and self.origin is Origin.KMS):
+        if not (SPECS[self.spec].new_versions and self.origin is Origin.KMS):
             raise KmsError("Rejected.UnsupportedOperation", "Keys of this kind do not rotate.")
 
     def check_new_version(self, now: datetime, *, min_days: int, max_versions: int) -> None:
@@ -188,12 +241,12 @@ class Key(BaseAggregate[str]):
         self.check_rotatable()
         if len(self.versions) >= max_versions:
             raise KmsError("Rejected.LimitExceeded", f"A key has at most {max_versions} versions.")
-        if now < self.last_rotation_at + timedelta(days=min_days):
+        if now < self.last_rotation_at(now) + timedelta(days=min_days):
             raise KmsError("Rejected.UnsupportedOperation", f"Two CreateKeyVersion calls are at least {min_days} days apart.")
 
     def rotation_due(self, now: datetime) -> bool:
-        due = self.next_rotation_at
-        return due is not None and now >= due and self.visible(now) and self.state is KeyState.ENABLED
+        due = self.next_rotation_at(now)
+        return due is not None and now >= due and self.visible(now) and self.state(now) is KeyState.ENABLED
 
     def enable(self, by: By) -> None:
         self.check("EnableKey", by.now)
@@ -227,9 +280,12 @@ class Key(BaseAggregate[str]):
         if check_description(description) != self.description:
             self.trigger_event(events.DescriptionChanged, description=description, **by.fields)
 
-    def change_rotation(self, seconds: int, by: By) -> None:
+    def change_rotation(self, seconds: int, by: By, *, extended: bool = False) -> None:
+        """`extended` lets asymmetric keys rotate by themselves, too; the API itself refuses that."""
         self.check("UpdateRotationPolicy", by.now)
         self.check_rotatable()
+        if SPECS[self.spec].family is not Family.AES and not extended:
+            raise KmsError("Rejected.UnsupportedOperation", "Only symmetric keys rotate by this policy.")
         if seconds != self.rotation_seconds:
             self.trigger_event(events.RotationPolicyChanged, rotation_seconds=seconds, **by.fields)
 
@@ -246,16 +302,23 @@ class Key(BaseAggregate[str]):
         gone = self.tags if keys is None else check_tag_keys(keys)
         self._change_tags({key: value for key, value in self.tags.items() if key not in gone}, by)
 
+    def end_now(self, by: By) -> None:
+        """An import pair that is of no use any more is due at once."""
+        assert self.system
+        if not self.destruction_started and not self.due_for_deletion(by.now):
+            self.trigger_event(events.DeletionScheduled, delete_at=by.now, **by.fields)
+
     def start_destruction(self, by: By) -> None:
         """The point of no return, when the window is over. The caller has made sure that no intent is open."""
-        assert self.due_for_deletion(by.now) and self.open_intent is None
+        assert self.due_for_deletion(by.now) and self.settled
         self.trigger_event(events.DestructionStarted, material_ids=list(self.live_materials), **by.fields)
 
-    def finish_destruction(self, by: By) -> None:
-        assert self.destruction_started
-        for material_id in self.live_materials:
+    def finish_removal(self, by: By) -> None:
+        """Every doomed material is gone; with the last of a key that is being destroyed, the key."""
+        for material_id in sorted(self.doomed_materials):
             self.trigger_event(events.MaterialDestroyed, material_id=material_id, **by.fields)
-        self.trigger_event(events.KeyDestroyed, **by.fields)
+        if self.destruction_started:
+            self.trigger_event(events.KeyDestroyed, **by.fields)
 
     def _change_tags(self, after: dict[str, str], by: By) -> None:
         if after != self.tags:
@@ -276,12 +339,49 @@ class Key(BaseAggregate[str]):
         self.rotation_seconds = event.rotation_seconds
 
     def request_material(self, event: events.MaterialRequested) -> None:
-        self.open_intent = Version(event.ordinal, event.version_id, event.material_id, Suite(event.suite))
+        self.open_intent = Attempt(event.ordinal, event.version_id, event.material_id, Suite(event.suite), event.offer)
+        if event.offer:  # counted before it is tried; an import takes it back
+            self.failed_imports = {**self.failed_imports, event.offer: self.failed_imports.get(event.offer, 0) + 1}
 
     def activate_material(self, event: events.MaterialActivated) -> None:
-        assert self.open_intent is not None and self.open_intent.material_id == event.material_id
-        self.versions = (*self.versions, replace(self.open_intent, activated_at=event.timestamp))
+        intent = self.open_intent
+        if intent is None or intent.material_id != event.material_id:  # the date of an imported one has come
+            self.versions = tuple(replace(v, noted=True) if v.material_id == event.material_id else v for v in self.versions)
+            return
+        at = event.timestamp
+        public_key = bytes.fromhex(str(event.facts.get("public_key", "")))
+        version = Version(intent.ordinal, intent.version_id, intent.material_id, intent.suite, at, at, public_key)
+        self.versions = (*self.versions, version)
         self.open_intent = None
 
+    def import_material(self, event: events.MaterialImported) -> None:
+        same = next((v for v in self.versions if v.version_id == event.version_id), None)
+        if same is not None:
+            again = replace(same, material_id=event.material_id, held=True, expires_at=event.expires_at)
+            self.versions = tuple(again if v is same else v for v in self.versions)
+        else:
+            intent = self.open_intent
+            assert intent is not None
+            version = Version(
+                intent.ordinal,
+                intent.version_id,
+                intent.material_id,
+                intent.suite,
+                event.timestamp,
+                event.primary_at,
+                bytes.fromhex(str(event.facts.get("public_key", ""))),
+                event.digest,
+                event.expires_at,
+                noted=event.primary_at <= event.timestamp,
+            )
+            self.versions = (*self.versions, version)
+        self.open_intent = None
+        self.failed_imports = {**self.failed_imports, event.offer: self.failed_imports.get(event.offer, 1) - 1}
 
-__all__ = ["Key", "NewKey", "NewMaterial", "Version"]
+    def doom(self, material_ids: Iterable[str]) -> None:
+        gone = frozenset(material_ids)
+        self.doomed_materials = self.doomed_materials | gone
+        self.versions = tuple(replace(v, held=False) if v.material_id in gone else v for v in self.versions)
+
+
+__all__ = ["MAX_FAILED_IMPORTS", "Key"]

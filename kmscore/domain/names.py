@@ -14,6 +14,8 @@ MAX_DESCRIPTION_CHARS = 8192
 MAX_TAGS = 20
 MAX_TAG_CHARS = 128
 
+IMPORT_PREFIX = "import/"
+
 _ALIAS = re.compile(r"alias/[A-Za-z0-9_\-/.]+")
 _TAG = re.compile(r"[A-Za-z0-9/\\_\-.+=:@]*")
 _ARN = re.compile(r"acs:kms:([^:]*):([^:]*):(key/[^:]+|alias/[^:]+)")
@@ -45,6 +47,11 @@ class Place:
         if (match[1], match[2]) != (self.region, self.account_id):
             raise key_not_found()
         return match[3].removeprefix("key/")
+
+
+def import_prefix(key_id: str) -> str:
+    """How the streams of a key's import offers begin."""
+    return f"{IMPORT_PREFIX}{key_id}/"
 
 
 def check_alias(name: str, *, create: bool) -> str:

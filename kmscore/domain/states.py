@@ -32,6 +32,7 @@ _ALWAYS: dict[KeyState, str] = {}
 _NOT_WHILE_DELETING = {_P: PENDING_DELETION}
 _NOT_MODIFIABLE = {_P: MODIFIED_FAILED}
 _SWITCH = {_P: MODIFIED_FAILED, _I: MODIFIED_FAILED}
+_NEXT_IMPORT = {_P: MODIFIED_FAILED, _I: PENDING_IMPORT}
 _ONLY_WHILE_DELETING = {_E: MODIFIED_FAILED, _D: MODIFIED_FAILED, _I: MODIFIED_FAILED}
 
 REFUSALS: dict[str, dict[KeyState, str]] = {
@@ -49,6 +50,19 @@ REFUSALS: dict[str, dict[KeyState, str]] = {
     "ReEncrypt": _USE,
     "GenerateDataKey": _USE,
     "GenerateDataKeyWithoutPlaintext": _USE,
+    "ExportDataKey": _USE,
+    "GenerateAndExportDataKey": _USE,
+    "AsymmetricEncrypt": _USE,
+    "AsymmetricDecrypt": _USE,
+    "AsymmetricSign": _USE,
+    "AsymmetricVerify": _USE,
+    "GetPublicKey": _USE,
+    "GenerateMac": _USE,
+    "VerifyMac": _USE,
+    "GetParametersForImport": _ALWAYS,
+    "ImportKeyMaterial": _NOT_MODIFIABLE,
+    "ImportNextKeyMaterial": _NEXT_IMPORT,
+    "DeleteKeyMaterial": _ALWAYS,
     "CreateKeyVersion": _USE,
     "RotateKey": _USE,
     "UpdateRotationPolicy": _USE,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from enum import Enum
 from typing import Any, TypeVar
 
+from kmscore.custody.port import Buffer
 from kmscore.domain.names import ALIAS_PREFIX, Place, check_alias
 from kmscore.errors import KmsError, invalid, missing
 
@@ -66,6 +67,19 @@ def filter_map(value: Mapping[str, Sequence[str]] | None) -> dict[str, tuple[str
     if not isinstance(value, Mapping) or len(value) > MAX_FILTERS:
         raise invalid("Filters", f"It is at most {MAX_FILTERS} names with their values.")
     return {required(name, "Filters"): strings(values, "Filters", MAX_FILTERS) for name, values in value.items()}
+
+
+def buffer(value: Buffer, parameter: str, *, may_be_empty: bool = False) -> bytes:
+    """Bytes that lie side by side. Raises KmsError MissingParameter for nothing, InvalidParameter for what is not bytes."""
+    if type(value) is not bytes:
+        if not isinstance(value, bytes | bytearray | memoryview):
+            raise invalid(parameter, "It is bytes.")
+        if isinstance(value, memoryview) and not (value.c_contiguous and value.itemsize == value.ndim == 1):
+            raise invalid(parameter, "It is bytes that lie side by side.")
+        value = bytes(value)
+    if not value and not may_be_empty:
+        raise missing(parameter)
+    return value
 
 
 def items(value: Sequence[Any], parameter: str) -> Sequence[Any]:

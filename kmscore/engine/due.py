@@ -1,4 +1,7 @@
-"""Due work: rotation and deletion on time. The due times live in the store; whoever asks first does the work, exactly once."""
+"""Due work: rotation, deletion and the expiry of imported material on time.
+
+The due times live in the store; whoever asks first does the work, exactly once.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,12 @@ from collections.abc import Callable
 from kmscore.clock import Clock
 from kmscore.domain.by import By
 from kmscore.domain.key import Key
+from kmscore.domain.names import IMPORT_PREFIX
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.errors import KmsError
 from kmscore.results import DueReport
 from kmscore.store.queries import Queries
-from kmscore.store.readmodel import DELETE, DESTRUCTION
+from kmscore.store.readmodel import DELETE, DESTRUCTION, EXPIRE, NOTE_PRIMARY, ROTATE
 
 PAGE = 100
 
@@ -33,32 +37,36 @@ class DueWork:
 
         One key's failure stops no other, and one process that does not let go is waited for once, not for each key.
         """
-        rotated: list[str] = []
-        destroyed: list[str] = []
+        done: dict[str, list[str]] = {ROTATE: [], DELETE: [], EXPIRE: [], NOTE_PRIMARY: []}
         failed: dict[str, str] = {}
 
-        def destroy(key_id: str) -> None:
-            if self._lifecycle.destroy(key_id, 0 if failed else self._eviction_wait):
-                destroyed.append(key_id)
+        def attempt(kind: str, work: Callable[[str], bool], key_id: str) -> None:
+            try:
+                if work(key_id) and not key_id.startswith(IMPORT_PREFIX):
+                    done[kind].append(key_id)
+            except KmsError as error:
+                failed[key_id] = error.code
 
-        def rotate(key_id: str) -> None:
-            if self.rotate(key_id):
-                rotated.append(key_id)
+        def wait() -> float:
+            return 0 if failed else self._eviction_wait
 
+        work: dict[str, Callable[[str], bool]] = {
+            ROTATE: self.rotate,
+            DELETE: lambda key_id: self._lifecycle.destroy(key_id, wait()),
+            EXPIRE: lambda key_id: self._lifecycle.remove_material(key_id, Key.expire_material, wait()),
+            NOTE_PRIMARY: self._note_primary,
+        }
         now = self._clock.now()
         after = (-1, "")
-        while page := self._queries.due(now, PAGE, after):
+        while (page := self._queries.due(now, PAGE, after)) and not stop():
             for due_at, key_id, kind in page:
                 after = (due_at, key_id)
-                if stop():
-                    break
-                self._attempt(destroy if kind == DELETE else rotate, key_id, failed)
-            if stop():
-                break
+                if not stop():
+                    attempt(kind, work[kind], key_id)
         for intent in self._queries.open_intents():
             if intent.kind == DESTRUCTION and intent.key_id not in failed and not stop():
-                self._attempt(destroy, intent.key_id, failed)
-        return DueReport(tuple(rotated), tuple(destroyed), tuple(failed.items()))
+                attempt(DELETE, lambda key_id: self._lifecycle.finish(key_id, wait()), intent.key_id)
+        return DueReport(tuple(done[ROTATE]), tuple(done[DELETE]), tuple(failed.items()), tuple(done[EXPIRE]))
 
     def rotate(self, key_id: str) -> bool:
         """Rotate a key if its policy says so now; False when another process has done it already, or the policy changed."""
@@ -68,12 +76,9 @@ class DueWork:
             return False
         return True
 
-    @staticmethod
-    def _attempt(work: Callable[[str], None], key_id: str, failed: dict[str, str]) -> None:
-        try:
-            work(key_id)
-        except KmsError as error:
-            failed[key_id] = error.code
+    def _note_primary(self, key_id: str) -> bool:
+        self._lifecycle.change((key_id,), Key.note_primary)
+        return True
 
 
 def _still_due(key: Key, by: By) -> None:

@@ -1,6 +1,6 @@
 """The irreversible stretch: what happens between an intent and its outcome, and what is done about intents that were interrupted.
 
-No other path calls a keeper's `generate` or `destroy`. Step names are those of docs/KEY-CYCLE.md.
+No other path makes or destroys material. Step names are those of docs/KEY-CYCLE.md.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 
-from kmscore.custody.port import Keeper, MaterialRef
+from kmscore.custody.port import Facts, Keeper, MaterialRef
 from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
 from kmscore.domain.key import Key
@@ -23,6 +23,7 @@ from kmscore.store.queries import OpenIntent, Queries
 from kmscore.store.readmodel import MATERIAL
 
 Now = Callable[[], By]
+Outcome = Callable[[Key, Facts, By], None]
 
 # What this process is at work on: of all its engines, since the owner that stands beside an intent is the process.
 _under_way: set[bytes] = set()
@@ -65,30 +66,38 @@ class Effects:
             with _under_way_lock:
                 _under_way.discard(ref.material_id)
 
-    def obtain(self, key_id: str, keeper: Keeper, ref: MaterialRef, now: Now) -> None:
-        """Effect and outcome of an open intent: generate, verified and durable, then MaterialActivated.
+    def generate(self, key_id: str, keeper: Keeper, ref: MaterialRef, now: Now) -> None:
+        """Effect and outcome of an open intent: generate, verified and durable, then MaterialActivated (C2-C5)."""
+
+        def outcome(key: Key, facts: Facts, by: By) -> None:
+            key.material_ready(ref.material_id, facts, by)
+
+        self.obtain(key_id, keeper, ref.material_id, lambda: keeper.generate(ref), outcome, now)
+
+    def obtain(self, key_id: str, keeper: Keeper, material_id: bytes, make: Callable[[], Facts], outcome: Outcome, now: Now) -> None:
+        """Do what an open intent announced, and append its outcome.
 
         Raises KmsError after an attempt to clear away what the failure left; an intent that stays open is settled later.
         """
         try:
-            facts = keeper.generate(ref)  # C2-C4
+            facts = make()
         except Exception as error:
             with suppress(Exception):  # the first error is the answer; an intent that stays open is settled later
-                self._abandon(key_id, keeper, ref.material_id, now)
+                self._abandon(key_id, keeper, material_id, now)
             if isinstance(error, KmsError):
                 raise
             raise KmsError("InternalFailure", f"the custody failed: {type(error).__name__}: {error}") from error
 
-        def outcome(key: Key) -> None:
-            if any(version.material_id == ref.material_id.hex() for version in key.versions):
+        def decide(key: Key) -> None:
+            if any(version.material_id == material_id.hex() for version in key.versions):
                 return  # an append of ours that looked lost was not
-            if key.open_intent is None or key.open_intent.material_id != ref.material_id.hex():
+            if key.open_intent is None or key.open_intent.material_id != material_id.hex():
                 # Only a recovery that took this process for dead can have closed it: what came into being since is destroyed, too.
-                keeper.destroy(ref.material_id)
+                keeper.destroy(material_id)
                 raise KmsError("ServiceUnavailableTemporary", "the attempt was given up by another process; try again")
-            key.material_ready(ref.material_id, facts, now())
+            outcome(key, facts, now())
 
-        self._append(key_id, outcome)  # C5
+        self._append(key_id, decide)
 
     def _abandon(self, key_id: str, keeper: Keeper, material_id: bytes, now: Now) -> bool:
         """Destroy by id, never adopt, and record it. Idempotent."""
@@ -107,22 +116,25 @@ class Effects:
     # --- destruction -------------------------------------------------------------------------------------------------------------
 
     def destroy(self, key_id: str, keeper: Keeper, now: Now, eviction_wait: float) -> None:
-        """Effect and outcome of a started destruction. Every step may be repeated; nothing is acknowledged before the last.
+        """Effect and outcome of a removal that was started: of imported material, or of a key with all that it has.
 
-        Waits at most `eviction_wait` seconds for other processes to let go; raises ServiceUnavailableTemporary when they did not.
+        Every step may be repeated; nothing is acknowledged before the last. Waits at most `eviction_wait` seconds for other processes to
+        let go; raises ServiceUnavailableTemporary when they did not.
         """
         generation = self.announce()
         self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
         while True:
             key = self._store.key(key_id)
             assert key is not None
-            if key.destroyed:
+            ends = key.destruction_started
+            if key.destroyed or not (ends or key.doomed_materials):
                 return
-            for material_id in key.live_materials:
+            for material_id in sorted(key.doomed_materials):
                 keeper.destroy(bytes.fromhex(material_id))  # D3, D4
             by = now()
-            key.finish_destruction(by)
-            aliases = [alias for name in self._queries.aliases_of(key_id) if (alias := self._released(name, key_id, by))]
+            key.finish_removal(by)
+            names = self._queries.aliases_of(key_id) if ends else []
+            aliases = [alias for name in names if (alias := self._released(name, key_id, by))]
             with suppress(Conflict):  # someone finished it first, or moved an alias: look again
                 self._store.append(key, *aliases)  # D5
                 self.announce()

@@ -8,15 +8,17 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
+from datetime import datetime
 
 from kmscore.clock import Clock
-from kmscore.custody.port import AeadKey, Buffer, Keeper, MaterialRef, keeper_at
+from kmscore.custody.port import Buffer, Keeper, Loaded, MaterialRef, keeper_at
 from kmscore.domain.alias import alias_not_found
 from kmscore.domain.envelope import NO_CONTEXT, pack_header, parse_header
-from kmscore.domain.key import Key, Version
+from kmscore.domain.key import Key
 from kmscore.domain.names import ALIAS_PREFIX, Place
-from kmscore.domain.specs import ContentKind, ProtectionLevel
-from kmscore.domain.states import REFUSALS
+from kmscore.domain.specs import ContentKind, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.domain.states import KeyState, check_allowed
+from kmscore.domain.versions import Version
 from kmscore.engine.arguments import required
 from kmscore.errors import KmsError, forked, key_not_found, undecryptable
 from kmscore.store.freshness import Freshness
@@ -28,33 +30,51 @@ USE = "Encrypt"  # the row of the state table that every use of material shares
 
 
 class VersionUse:
-    """One version of a key, ready to be used. `aead` is None until it is loaded, and again after it was idle."""
+    """One version of a key, ready to be used. `loaded` is None until it is loaded, and again after it was idle."""
 
-    __slots__ = ("aad", "aead", "header", "idle", "key_id", "left", "loading", "ref", "version_id")
+    __slots__ = ("aad", "header", "idle", "key_id", "left", "loaded", "loading", "ref", "usable", "version_id")
 
     def __init__(self, key: Key, version: Version) -> None:
         self.key_id = key.id
         self.version_id = version.version_id
-        self.ref = MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite)
-        self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
+        self.ref = _ref(key, version)
+        self.header: tuple[bytes, ...] = ()
+        if version.suite is not Suite.NONE:
+            self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
         self.aad = tuple(header + NO_CONTEXT for header in self.header)
-        self.aead: AeadKey | None = None
+        self.loaded: Loaded | None = None
         self.loading = threading.Lock()
+        self.usable = True  # as the view says that it is in
         self.idle = False
         self.left = 0  # suite 2: reserved uses that are left (crypto.py)
 
 
 class KeyView:
-    """What a use of a key needs to know. Replaced, never changed, when the key's events change."""
+    """What a use of a key needs to know. Replaced, never changed, when the key's events change, or at `until`."""
 
-    __slots__ = ("key", "primary", "usable", "uses")
+    __slots__ = ("encrypts", "key", "primary", "until", "usable", "uses")
 
-    def __init__(self, key: Key, before: KeyView | None) -> None:
+    def __init__(self, key: Key, before: KeyView | None, now: datetime) -> None:
         self.key = key
-        self.usable = key.state not in REFUSALS[USE] and not key.destruction_started
-        known: dict[str, VersionUse] = before.uses if before is not None else {}
-        self.uses: dict[str, VersionUse] = {v.version_id: known.get(v.version_id) or VersionUse(key, v) for v in key.versions}
-        self.primary = self.uses[key.primary.version_id]
+        self.usable = not key.destruction_started and key.delete_at is None and key.enabled
+        self.uses: dict[str, VersionUse] = {}
+        for version in key.versions:
+            use = before.uses.get(version.version_id) if before is not None else None
+            if use is None or use.ref.material_id.hex() != version.material_id:  # imported again
+                use = VersionUse(key, version)
+            use.usable = version.usable(now)
+            self.uses[version.version_id] = use
+        primary = key.primary(now)
+        self.primary = self.uses[primary.version_id] if primary is not None else None
+        self.encrypts = self.usable and self.primary is not None and self.primary.usable and bool(self.primary.header)
+        # When time alone changes what is said here: imported material ends, or takes over.
+        instants = [v.expires_at for v in key.versions if v.held] + [v.primary_at for v in key.versions if not v.noted]
+        self.until = min((instant for instant in instants if instant is not None and instant > now), default=None)
+
+
+def _ref(key: Key, version: Version) -> MaterialRef:
+    imported = key.origin is Origin.EXTERNAL
+    return MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite, key.usage, imported, version.public_key)
 
 
 class KeyRing:
@@ -78,7 +98,7 @@ class KeyRing:
         self._views: dict[str, KeyView] = {}
         self._by_header: dict[bytes, tuple[KeyView, VersionUse, ContentKind]] = {}
         self._names: dict[str, str] = {}
-        self._retired: list[AeadKey] = []
+        self._retired: list[Loaded] = []
         self._loading: dict[str, str] = {}  # version id -> key id of what is being loaded now
         self._pid = os.getpid()
         self._position = queries.position()
@@ -90,16 +110,20 @@ class KeyRing:
     def to_encrypt(self, reference: str) -> VersionUse:
         """The primary version of a key named by id, alias or ARN, loaded, known to be fresh and usable now.
 
-        Raises KmsError: Forbidden.KeyNotFound, Forbidden.AliasNotFound, Rejected.<state>, Rejected.Unavailable.
+        Raises KmsError: Forbidden.KeyNotFound, Forbidden.AliasNotFound, Rejected.<state>, Rejected.UnsupportedOperation for a key that
+        makes no blobs, Rejected.Unavailable.
         """
         if self._gate.generation != self._seen:
             self.refresh()
         view = self._views.get(reference) if type(reference) is str else None
         if view is None:
             view = self._view(self.resolve(reference))
-        if not view.usable:
-            self._refuse(view)
-        return self._ready(view.primary, view)
+        if view.until is not None:
+            view = self._now(view)
+        use = view.primary
+        if use is None or not view.encrypts:
+            raise self._refusal(view, None)
+        return self._ready(use, view)
 
     def to_decrypt(self, header: bytes, blob: Buffer) -> tuple[VersionUse, ContentKind]:
         """The version that the header of a blob names, loaded, known to be fresh and usable now, and the kind of the content.
@@ -112,9 +136,53 @@ class KeyRing:
         if found is None:
             found = self._find(header, blob)
         view, use, content = found
-        if not view.usable:
-            self._refuse(view)
+        if view.until is not None:
+            view = self._now(view)
+            use = view.uses[use.version_id]
+        if not view.usable or not use.usable:
+            raise self._refusal(view, use)
         return self._ready(use, view), content
+
+    def to_use(self, reference: str, version_id: str | None, usage: KeyUsage, operation: str) -> VersionUse:
+        """A version of a key for an operation that makes no blobs; None: the primary one. Not loaded: see `ready`.
+
+        Raises as `to_encrypt` does, and Forbidden.KeyVersionNotFound.
+        """
+        view = self._fresh_view(reference)
+        view.key.require_visible(self._clock.now())
+        check_allowed(operation, view.key.state(self._clock.now()))
+        if view.key.usage is not usage:
+            raise unsupported(view.key)
+        use = view.primary
+        if version_id is not None:
+            use = view.uses[view.key.get_version(version_id).version_id]
+        if use is None or not view.usable or not use.usable:
+            raise self._refusal(view, use)
+        return use
+
+    def ready(self, use: VersionUse) -> VersionUse:
+        """Load the material of a version that `to_use` answered."""
+        view = self._views.get(use.key_id)
+        if view is None:
+            raise changing()
+        return self._ready(use, view)
+
+    def view(self, reference: str) -> Key:
+        """A key as of now, from its view."""
+        return self._fresh_view(reference).key
+
+    def _fresh_view(self, reference: str) -> KeyView:
+        if self._gate.generation != self._seen:
+            self.refresh()
+        view = self._view(self.resolve(reference))
+        return view if view.until is None else self._now(view)
+
+    def _now(self, view: KeyView) -> KeyView:
+        """The view, built anew when its time is over."""
+        if view.until is None or self._clock.now() < view.until:
+            return view
+        with self._lock:
+            return self._rebuild(view.key.id)
 
     def _find(self, header: bytes, blob: Buffer) -> tuple[KeyView, VersionUse, ContentKind]:
         """What a header means that no view of this process has: strictly parsed, then looked up."""
@@ -130,13 +198,21 @@ class KeyRing:
 
     def _ready(self, use: VersionUse, view: KeyView) -> VersionUse:
         use.idle = False
-        if use.aead is None:
+        if use.loaded is None:
             self._load(use, view)
         return use
 
-    def _refuse(self, view: KeyView) -> None:
-        view.key.check(USE, self._clock.now())
-        raise KmsError("ServiceUnavailableTemporary", "the key is changing; try again")
+    def _refusal(self, view: KeyView, use: VersionUse | None) -> KmsError:
+        """Why a version (None: the primary one) is not used."""
+        now = self._clock.now()
+        try:
+            view.key.check(USE, now)
+            if use is not None and not use.usable:  # an older version whose material has gone
+                check_allowed(USE, KeyState.PENDING_IMPORT)
+        except KmsError as error:
+            return error
+        primary = view.primary
+        return unsupported(view.key) if primary is not None and not primary.header else changing()
 
     # --- names -------------------------------------------------------------------------------------------------------------------
 
@@ -185,8 +261,8 @@ class KeyRing:
     def settle(self) -> None:
         """Publish what this process has seen, once no session key of a dropped view is left."""
         with self._lock:
-            self._retired = [aead for aead in self._retired if not aead.retire()]
-            forbidden = any(not self._views[key_id].usable for key_id in self._loading.values() if key_id in self._views)
+            self._retired = [loaded for loaded in self._retired if not loaded.retire()]
+            forbidden = any(self._forbidden(*pair) for pair in self._loading.items())
             if not self._retired and not forbidden and self._seen >= 0:
                 self._freshness.publish(self._seen)
 
@@ -195,7 +271,7 @@ class KeyRing:
         with self._lock:
             for view in self._views.values():
                 for use in view.uses.values():
-                    if use.aead is not None and use.idle:
+                    if use.loaded is not None and use.idle:
                         self._unload(use)
                     use.idle = True
         self.settle()
@@ -212,8 +288,8 @@ class KeyRing:
                     self._unload(use)
             self._views.clear()
             self._by_header.clear()
-            for aead in self._retired:
-                aead.retire()
+            for loaded in self._retired:
+                loaded.retire()
 
     # --- how -----------------------------------------------------------------------------------------------------------------------
 
@@ -225,17 +301,27 @@ class KeyRing:
     def _rebuild(self, key_id: str) -> KeyView:
         before = self._views.get(key_id)
         key = self._store.key(key_id)
-        if key is None or key.system or not key.versions:
+        if key is None or key.system or not (key.versions or key.origin is Origin.EXTERNAL):
             raise key_not_found()
-        view = KeyView(key, before)
-        if not view.usable:
-            for use in view.uses.values():
+        view = KeyView(key, before, self._clock.now())
+        if before is not None:
+            for use in before.uses.values():
+                if view.uses.get(use.version_id) is not use:
+                    self._unload(use)
+        for use in view.uses.values():
+            if not (view.usable and use.usable):
                 self._unload(use)
         self._views[key_id] = view
         for use in view.uses.values():
-            for kind in KINDS:
-                self._by_header[use.header[kind]] = (view, use, kind)
+            for kind, header in zip(KINDS, use.header, strict=False):
+                self._by_header[header] = (view, use, kind)
         return view
+
+    def _forbidden(self, version_id: str, key_id: str) -> bool:
+        """Whether what is being loaded must not be used any more."""
+        view = self._views.get(key_id)
+        use = view.uses.get(version_id) if view is not None else None
+        return view is not None and (use is None or not (view.usable and use.usable))
 
     def _load(self, use: VersionUse, view: KeyView) -> None:
         """Load the material of a version. A custody that stalls holds up those who want this version, and nobody else."""
@@ -244,16 +330,16 @@ class KeyRing:
         with use.loading:
             with self._lock:
                 self._check_current(use, view)
-                if use.aead is not None:
+                if use.loaded is not None:
                     return
                 self._loading[use.version_id] = use.key_id
             try:
-                aead = keeper.load(use.ref)
+                loaded = keeper.load(use.ref)
                 with self._lock:
-                    self._retired.append(aead)  # until it is known that it may be used
+                    self._retired.append(loaded)  # until it is known that it may be used
                     self._check_current(use, view)
-                    self._retired.remove(aead)
-                    use.aead = aead
+                    self._retired.remove(loaded)
+                    use.loaded = loaded
             finally:
                 with self._lock:
                     del self._loading[use.version_id]
@@ -261,14 +347,14 @@ class KeyRing:
 
     def _check_current(self, use: VersionUse, view: KeyView) -> None:
         current = self._views.get(use.key_id)
-        if current is None or not current.usable or current.uses.get(use.version_id) is not use:
-            self._refuse(current or view)
+        if current is None or current.uses.get(use.version_id) is not use or not (current.usable and use.usable):
+            raise self._refusal(current or view, use)
 
     def _forget(self, key_id: str) -> None:
         """Drop what is known of a key that is destroyed."""
         for use in self._views.pop(key_id).uses.values():
-            for kind in KINDS:
-                self._by_header.pop(use.header[kind], None)
+            for header in use.header:
+                self._by_header.pop(header, None)
 
     def _check_process(self) -> None:
         # Before any lock: in a forked child it may be held for ever by a thread that is not there.
@@ -276,7 +362,15 @@ class KeyRing:
             raise forked()
 
     def _unload(self, use: VersionUse) -> None:
-        aead, use.aead = use.aead, None
-        if aead is not None:
-            self._retired.append(aead)
-            aead.retire()
+        loaded, use.loaded = use.loaded, None
+        if loaded is not None:
+            self._retired.append(loaded)
+            loaded.retire()
+
+
+def unsupported(key: Key) -> KmsError:
+    return KmsError("Rejected.UnsupportedOperation", f"{key.spec.value} keys for {key.usage.value} do not do this.")
+
+
+def changing() -> KmsError:
+    return KmsError("ServiceUnavailableTemporary", "the key is changing; try again")

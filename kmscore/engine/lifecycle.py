@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import datetime
 from typing import TypeVar
 
 from kmscore.clock import Clock
 from kmscore.custody.port import Keeper, MaterialRef, keeper_at
 from kmscore.domain.alias import Alias, alias_not_found
 from kmscore.domain.by import By
-from kmscore.domain.key import Key, NewKey, NewMaterial
+from kmscore.domain.key import Key
 from kmscore.domain.names import check_alias
-from kmscore.domain.specs import ProtectionLevel
+from kmscore.domain.specs import Origin, ProtectionLevel
+from kmscore.domain.versions import NewKey, NewMaterial
 from kmscore.engine.effects import Effects
 from kmscore.errors import Conflict, KmsError, key_not_found
 from kmscore.ids import Ids
@@ -95,18 +98,23 @@ class Lifecycle:
 
     # --- commands with an effect -------------------------------------------------------------------------------------------------
 
-    def create(self, new: NewKey, key_id: str | None = None) -> Key:
-        """CreateKey: visible, enabled and durable on return. `key_id` is given for the service's own key only.
+    def create(self, new: NewKey, key_id: str | None = None, delete_at: datetime | None = None) -> Key:
+        """CreateKey: visible, enabled and durable on return; one that waits for its import has no material yet.
 
+        `key_id` is given for the service's own keys only, `delete_at` for those that end by themselves.
         Raises KmsError: the custody's refusal of the spec before anything is written; ServiceUnavailableTemporary when it failed.
         """
         keeper = keeper_at(self._keepers, new.level)
         key_id = key_id or self._ids.key_id()
-        material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(new.spec))
-        ref = MaterialRef(material.material_id, new.spec, material.suite)
+        suite = keeper.suite_for(new.spec, new.usage)
+        if new.origin is Origin.EXTERNAL:
+            self._store.append(Key.create(key_id, new, None, self.by()))
+            return self._found(key_id)
+        material = NewMaterial(self._ids.version_id(), self._ids.material_id(), suite)
+        ref = MaterialRef(material.material_id, new.spec, material.suite, new.usage)
         with self._effects.attempt(ref):
-            self._store.append(Key.create(key_id, new, material, self.by()))  # C1
-            self._effects.obtain(key_id, keeper, ref, self.by)  # C2-C5
+            self._store.append(Key.create(key_id, new, material, self.by(), delete_at))  # C1
+            self._effects.generate(key_id, keeper, ref, self.by)  # C2-C5
         return self._found(key_id)
 
     def rotate(self, key_id: str, check: Callable[[Key, By], None]) -> Key:
@@ -115,23 +123,51 @@ class Lifecycle:
         Raises also ServiceUnavailableTemporary when another attempt on the key is not over in time, or the custody failed.
         """
 
+        def generate(key: Key, keeper: Keeper, ref: MaterialRef) -> None:
+            self._effects.generate(key_id, keeper, ref, self.by)  # R2-R5
+
+        return self.obtain(key_id, check, generate)
+
+    def obtain(
+        self, key_id: str, check: Callable[[Key, By], None], effect: Callable[[Key, Keeper, MaterialRef], None], offer: str = ""
+    ) -> Key:
+        """Open an intent for material of a key, and let `effect` carry it out; `offer` names the import it comes through."""
+
         def attempt(by: By) -> Key:
-            key = self._without_intent(key_id)
+            key = self._settled(key_id)
             check(key, by)
             keeper = keeper_at(self._keepers, key.level)
-            material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(key.spec))
-            ref = MaterialRef(material.material_id, key.spec, material.suite)
+            material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(key.spec, key.usage), offer)
+            ref = MaterialRef(material.material_id, key.spec, material.suite, key.usage, imported=bool(offer))
             key.want_material(material, by)
             with self._effects.attempt(ref):
                 self._store.append(key)  # R1
-                self._effects.obtain(key_id, keeper, ref, self.by)  # R2-R5
+                effect(key, keeper, ref)
             self._effects.announce()
             return self._found(key_id)
 
         return self._decide(attempt)
 
-    def destroy(self, key_id: str, eviction_wait: float) -> bool:
-        """Destroy a key whose window is over; False when there is nothing to destroy (any more).
+    def remove_material(self, key_id: str, decide: Callable[[Key, By], None], eviction_wait: float) -> bool:
+        """Let `decide` doom imported material of a key, and destroy it; False when it doomed none.
+
+        Raises KmsError ServiceUnavailableTemporary when it could not be finished now: from its start on none is used, and it is taken up
+        again.
+        """
+
+        def attempt(by: By) -> bool:
+            key = self._settled(key_id)
+            decide(key, by)
+            if not key.pending_events:
+                return False
+            self._store.append(key)
+            self._effects.destroy(key_id, keeper_at(self._keepers, key.level), self.by, eviction_wait)
+            return True
+
+        return self._decide(attempt)
+
+    def destroy(self, key_id: str, eviction_wait: float, *, early: bool = False) -> bool:
+        """Destroy a key whose window is over; False when there is nothing to destroy (any more). `early`: an import pair before its time.
 
         `eviction_wait`: how many seconds other processes get to drop its session keys.
 
@@ -139,10 +175,14 @@ class Lifecycle:
         """
 
         def attempt(by: By) -> bool:
-            key = self._without_intent(key_id)
+            key = self._found(key_id)
+            if not (key.destroyed or key.destruction_started):
+                key = self._settled(key_id, eviction_wait)
             if key.destroyed:
                 return False
             if not key.destruction_started:
+                if early:
+                    key.end_now(by)
                 if not key.due_for_deletion(by.now):
                     return False
                 key.start_destruction(by)
@@ -150,7 +190,17 @@ class Lifecycle:
             self._effects.destroy(key_id, keeper_at(self._keepers, key.level), self.by, eviction_wait)  # D2-D5
             return True
 
-        return self._decide(attempt)
+        done = self._decide(attempt)
+        if done:
+            for offer, _ in self._queries.live_imports(key_id):  # one that stays is destroyed when its own time is over
+                with suppress(KmsError):
+                    self.destroy(offer, eviction_wait, early=True)
+        return done
+
+    def finish(self, key_id: str, eviction_wait: float) -> bool:
+        """Finish a removal that was started; True when the key is gone with it."""
+        self._effects.settle(key_id, self.by, eviction_wait)
+        return self._found(key_id).destroyed
 
     # --- loading -----------------------------------------------------------------------------------------------------------------
 
@@ -173,14 +223,14 @@ class Lifecycle:
                 if time.monotonic() >= deadline:
                     raise
 
-    def _without_intent(self, key_id: str) -> Key:
-        """The key, once no attempt at material is open on it; an attempt whose process is dead is settled on the way."""
+    def _settled(self, key_id: str, eviction_wait: float = 0) -> Key:
+        """The key, once neither an attempt at material nor a removal is open on it; what a dead process left is settled on the way."""
         deadline = time.monotonic() + self._patience
         while True:
             key = self._found(key_id)
-            if key.open_intent is None:
+            if key.settled:
                 return key
-            if not self._effects.settle(key_id, self.by, eviction_wait=0):
+            if not self._effects.settle(key_id, self.by, eviction_wait):
                 if time.monotonic() >= deadline:
                     raise KmsError("ServiceUnavailableTemporary", "another change of this key is under way; try again")
                 time.sleep(INTENT_POLL_SECONDS)

@@ -8,8 +8,11 @@ from dataclasses import dataclass
 from kmscore.clock import Clock
 from kmscore.config import Settings
 from kmscore.domain.names import Place
+from kmscore.engine.asymmetric import Asymmetric
 from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
+from kmscore.engine.exporting import Exporting
+from kmscore.engine.importing import Importing
 from kmscore.engine.keyring import KeyRing
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
@@ -28,6 +31,9 @@ class Services:
     queries: Queries
     ring: KeyRing
     crypto: Crypto
+    asymmetric: Asymmetric
+    exporting: Exporting
+    importing: Importing
     lifecycle: Lifecycle
     due: DueWork
     reconciler: Reconciler

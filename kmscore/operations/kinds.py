@@ -18,7 +18,8 @@ class Kind(Enum):
     INTEGER = auto()
     BOOLEAN = auto()  # true or false in any case
     TEXT = auto()  # an opaque string, handed to the engine as its UTF-8
-    BLOB = auto()  # base64
+    BLOB = auto()  # base64 of a ciphertext; what is not has the one answer of all that does not decrypt
+    BYTES = auto()  # base64
     BLOBS = auto()  # JSON array of base64
     CONTEXT = auto()  # JSON object, string to string
     TAGS = auto()  # JSON array [{"TagKey":…,"TagValue":…}]

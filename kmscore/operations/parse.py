@@ -100,14 +100,25 @@ def _text(param: Param, value: str) -> bytes:
 
 
 def _blob(param: Param, value: str) -> bytes:
-    """Canonical base64 only. The error is the same as for a blob that does not decrypt: a caller learns nothing from it."""
+    """The error is the same as for a blob that does not decrypt: a caller learns nothing from it."""
+    if (data := _unbase64(value)) is None:
+        raise invalid(param.name)
+    return data
+
+
+def _bytes(param: Param, value: str) -> bytes:
+    if (data := _unbase64(value)) is None:
+        raise invalid(param.name, "It is base64.")
+    return data
+
+
+def _unbase64(value: str) -> bytes | None:
+    """Canonical base64 only; None for anything else."""
     try:
         data = base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise invalid(param.name) from None
-    if base64.b64encode(data).decode() != value:
-        raise invalid(param.name)
-    return data
+        return None
+    return data if base64.b64encode(data).decode() == value else None
 
 
 # --- JSON --------------------------------------------------------------------------------------------------------------------------
@@ -227,6 +238,7 @@ _READERS: dict[Kind, Callable[[Param, str], Any]] = {
     Kind.BOOLEAN: _boolean,
     Kind.TEXT: _text,
     Kind.BLOB: _blob,
+    Kind.BYTES: _bytes,
     Kind.BLOBS: _blobs,
     Kind.CONTEXT: _context,
     Kind.TAGS: _tags,

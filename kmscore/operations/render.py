@@ -11,7 +11,27 @@ from kmscore.domain.specs import ContentKind
 from kmscore.errors import invalid
 
 if TYPE_CHECKING:  # a dozen classes that `kms --help` need not make
-    from kmscore.results import Alias, DataKey, Decrypted, Encrypted, KeyItem, KeyMetadata, KeyVersion, Page, Tag, TagPage
+    from kmscore.results import (
+        Alias,
+        AsymmetricDecrypted,
+        AsymmetricEncrypted,
+        DataKey,
+        Decrypted,
+        Encrypted,
+        ExportedDataKey,
+        ImportParameters,
+        KeyItem,
+        KeyMetadata,
+        KeyVersion,
+        Mac,
+        MacVerified,
+        Page,
+        PublicKey,
+        Signature,
+        Tag,
+        TagPage,
+        Verified,
+    )
 
 Json = dict[str, Any]
 
@@ -75,7 +95,16 @@ def tag_resources(page: TagPage) -> Json:
     return {"NextToken": page.next_token, "TagResources": {"TagResource": rows}}
 
 
-def encrypted(answer: Encrypted) -> Json:
+def import_parameters(answer: ImportParameters) -> Json:
+    return {
+        "ImportToken": _base64(answer.import_token),
+        "KeyId": answer.key_id,
+        "PublicKey": _base64(answer.public_key),
+        "TokenExpireTime": date(answer.token_expire_time),
+    }
+
+
+def encrypted(answer: Encrypted | AsymmetricEncrypted) -> Json:
     return {"CiphertextBlob": _base64(answer.ciphertext_blob), "KeyId": answer.key_id, "KeyVersionId": answer.key_version_id}
 
 
@@ -98,12 +127,44 @@ def data_key(answer: DataKey) -> Json:
     return told
 
 
+def exported_data_key(answer: ExportedDataKey) -> Json:
+    told: Json = {"ExportedDataKey": _base64(answer.exported_data_key), "KeyId": answer.key_id, "KeyVersionId": answer.key_version_id}
+    if answer.ciphertext_blob is not None:
+        told["CiphertextBlob"] = _base64(answer.ciphertext_blob)
+    return told
+
+
 def ciphertext_blobs(blobs: Sequence[bytes]) -> Json:
     return {"CiphertextBlobs": [_base64(blob) for blob in blobs]}
 
 
 def plaintexts(items: Sequence[bytes]) -> Json:
     return {"Plaintexts": [_base64(item) for item in items]}
+
+
+def asymmetric_decrypted(answer: AsymmetricDecrypted) -> Json:
+    return {"KeyId": answer.key_id, "KeyVersionId": answer.key_version_id, "Plaintext": _base64(answer.plaintext)}
+
+
+def signature(answer: Signature) -> Json:
+    return {"KeyId": answer.key_id, "KeyVersionId": answer.key_version_id, "Value": _base64(answer.value)}
+
+
+def verified(answer: Verified) -> Json:
+    """A signature that does not fit is an answer, not an error."""
+    return {"KeyId": answer.key_id, "KeyVersionId": answer.key_version_id, "Value": answer.value}
+
+
+def public_key(answer: PublicKey) -> Json:
+    return {"KeyId": answer.key_id, "KeyVersionId": answer.key_version_id, "PublicKey": answer.public_key}
+
+
+def mac(answer: Mac) -> Json:
+    return {"Algorithm": answer.algorithm, "KeyId": answer.key_id, "Mac": _base64(answer.mac)}
+
+
+def mac_verified(answer: MacVerified) -> Json:
+    return {"Algorithm": answer.algorithm, "KeyId": answer.key_id, "Value": answer.value}
 
 
 def date(instant: datetime | None) -> str:

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from kmscore.domain.names import import_prefix
 from kmscore.errors import invalid
-from kmscore.store.readmodel import micros
+from kmscore.store.readmodel import DELETE, micros
 from kmscore.store.sqlite import DurableDatastore
 
 # ListKeys filter -> SQL condition with {} for the placeholders (SEMANTICS section 11).
 _FILTERS: dict[str, str] = {
-    "KeyState": "state IN ({})",
+    "KeyState": "{state} IN ({})",
     "KeySpec": "spec IN ({})",
     "KeyUsage": "usage IN ({})",
     "ProtectionLevel": "level IN ({})",
@@ -25,6 +26,8 @@ _FILTERS: dict[str, str] = {
     "TagKey": "key_id IN (SELECT key_id FROM tags WHERE tag_key IN ({}))",
     "TagValue": "key_id IN (SELECT key_id FROM tags WHERE tag_value IN ({}))",
 }
+# A key whose material is past its time waits for it again, also where no scheduler has said so yet (DECISIONS 12). Micros of now go in.
+_STATE = "CASE WHEN state IN ('Enabled', 'Disabled') AND expires_at <= {now} THEN 'PendingImport' ELSE state END"
 _VISIBLE = "visible AND (delete_at IS NULL OR delete_at > ?)"
 
 
@@ -49,7 +52,7 @@ class Queries:
         for name, values in filters.items():
             if name not in _FILTERS:
                 raise invalid("Filters", f"It may name {', '.join(_FILTERS)}.")
-            where.append(_FILTERS[name].format(",".join("?" * len(values))))
+            where.append(_FILTERS[name].format(",".join("?" * len(values)), state=_STATE.format(now=micros(now))))
             bound += values
         rows, total = self._page("key_id", "keys", " AND ".join(where), bound, "seq", limit, offset)
         return [row[0] for row in rows], total
@@ -97,6 +100,12 @@ class Queries:
         """(due at, key id, kind) of work that is due, oldest first, after a position in that order."""
         sql = "SELECT due_at, key_id, kind FROM due_work WHERE due_at <= ? AND (due_at, key_id) > (?, ?) ORDER BY due_at, key_id LIMIT ?"
         return [tuple(row) for row in self._all(sql, [micros(now), *after, limit])]
+
+    def live_imports(self, key_id: str) -> list[tuple[str, int]]:
+        """(stream, when it ends in microseconds) of the import offers of a key whose pair is there, or on its way."""
+        sql = "SELECT key_id, due_at FROM due_work WHERE kind = ? AND key_id > ? AND key_id < ?"
+        prefix = import_prefix(key_id)
+        return [(row[0], row[1]) for row in self._all(sql, [DELETE, prefix, prefix[:-1] + chr(ord(prefix[-1]) + 1)])]
 
     def next_due(self) -> int | None:
         """When the next work is due, in microseconds; None when there is none."""

@@ -9,11 +9,11 @@ from typing import Any
 from kmscore.domain import events
 from kmscore.domain.alias import Alias
 from kmscore.domain.key import Key
+from kmscore.domain.specs import Origin
 from kmscore.domain.states import KeyState
 from kmscore.store.sqlite import Statement
 
-ROTATE = "rotate"
-DELETE = "delete"
+ROTATE, DELETE, EXPIRE, NOTE_PRIMARY = "rotate", "delete", "expire", "primary"  # kinds of due work
 MATERIAL = "material"
 DESTRUCTION = "destruction"
 
@@ -28,6 +28,10 @@ def micros(instant: datetime) -> int:
     return (instant - _EPOCH) // timedelta(microseconds=1)
 
 
+def _micros(instant: datetime | None) -> int | None:
+    return None if instant is None else micros(instant)
+
+
 def from_micros(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
 
@@ -38,7 +42,7 @@ def statements(aggregate: Key | Alias, pending: Sequence[Any], owner: str) -> It
         yield from _alias(aggregate)
     else:
         yield from _materials(aggregate, pending)
-        yield from _key(aggregate)
+        yield from _key(aggregate, pending[-1].timestamp)
         yield from _intent(aggregate, owner)
 
 
@@ -58,7 +62,7 @@ def _materials(key: Key, pending: Sequence[Any]) -> Iterator[Statement]:
             case events.MaterialRequested():
                 row = (bytes.fromhex(event.material_id), key.id, key.level.value, REQUESTED)
                 yield "INSERT INTO materials VALUES (?, ?, ?, ?)", row
-            case events.MaterialActivated():
+            case events.MaterialActivated() | events.MaterialImported():
                 yield from _material_state(event.material_id, ACTIVE)
             case events.MaterialAbandoned():
                 yield from _material_state(event.material_id, ABANDONED)
@@ -70,32 +74,37 @@ def _material_state(material_id: str, state: str) -> Iterator[Statement]:
     yield "UPDATE materials SET state = ? WHERE material_id = ?", (state, bytes.fromhex(material_id))
 
 
-def _key(key: Key) -> Iterator[Statement]:
-    if key.system or not key.versions:
+def _key(key: Key, now: datetime) -> Iterator[Statement]:
+    """`now` is the time of the newest event; what time alone changes later is told by the columns delete_at and expires_at."""
+    yield "DELETE FROM due_work WHERE key_id = ?", (key.id,)
+    if not key.destruction_started:
+        yield from _due(key, now)
+    if key.system or not (key.versions or key.origin is Origin.EXTERNAL):
         return
     yield "DELETE FROM tags WHERE key_id = ?", (key.id,)
-    yield "DELETE FROM due_work WHERE key_id = ?", (key.id,)
     if key.destruction_started:
         yield "DELETE FROM versions WHERE key_id = ?", (key.id,)
     if key.destroyed:
         yield "DELETE FROM keys WHERE key_id = ?", (key.id,)
         return
-    delete_at = None if key.delete_at is None else micros(key.delete_at)
+    primary = key.primary(now)
     yield (
-        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (key_id) DO UPDATE SET visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at",
+        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at, expires_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (key_id) DO UPDATE SET"
+        " visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at, expires_at = excluded.expires_at",
         (
             key.id,
             not key.destruction_started,
-            key.state.value,
+            key.state(now).value,
             key.spec.value,
             key.usage.value,
             key.level.value,
             key.origin.value,
             key.creator,
             key.instance_id,
-            delete_at,
+            _micros(key.delete_at),
+            _micros(primary.expires_at) if primary is not None and primary.held else None,
         ),
     )
     if key.destruction_started:
@@ -104,16 +113,25 @@ def _key(key: Key) -> Iterator[Statement]:
         yield "INSERT OR IGNORE INTO versions VALUES (?, ?)", (version.version_id, key.id)
     for tag_key, tag_value in key.tags.items():
         yield "INSERT INTO tags VALUES (?, ?, ?)", (key.id, tag_key, tag_value)
-    if key.delete_at is not None:
-        yield "INSERT INTO due_work VALUES (?, ?, ?)", (DELETE, key.id, micros(key.delete_at))
-    elif key.next_rotation_at is not None and key.state is KeyState.ENABLED:
-        yield "INSERT INTO due_work VALUES (?, ?, ?)", (ROTATE, key.id, micros(key.next_rotation_at))
+
+
+def _due(key: Key, now: datetime) -> Iterator[Statement]:
+    instants = {
+        DELETE: key.delete_at,
+        EXPIRE: min((v.expires_at for v in key.versions if v.held and v.expires_at is not None), default=None),
+        NOTE_PRIMARY: min((v.primary_at for v in key.versions if not v.noted), default=None),
+    }
+    if key.versions and key.state(now) is KeyState.ENABLED:
+        instants[ROTATE] = key.next_rotation_at(now)
+    for kind, instant in instants.items():
+        if instant is not None:
+            yield "INSERT INTO due_work VALUES (?, ?, ?)", (kind, key.id, micros(instant))
 
 
 def _intent(key: Key, owner: str) -> Iterator[Statement]:
     if key.open_intent is not None:
         row: tuple[object, ...] = (key.id, MATERIAL, key.level.value, bytes.fromhex(key.open_intent.material_id), owner)
-    elif key.destruction_started and not key.destroyed:
+    elif key.doomed_materials or (key.destruction_started and not key.destroyed):
         row = (key.id, DESTRUCTION, key.level.value, None, owner)
     else:
         yield "DELETE FROM open_intents WHERE key_id = ?", (key.id,)

@@ -5,7 +5,7 @@ Times are whole microseconds since 1970-01-01 UTC. Hashes are 32 raw bytes (doma
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 STATEMENTS = (
     # AUTOINCREMENT: a position is never given out twice, not even after a deletion (RELIABILITY 1.3 fact 5).
@@ -38,7 +38,8 @@ STATEMENTS = (
         origin TEXT NOT NULL,
         creator TEXT NOT NULL,
         instance_id TEXT NOT NULL,
-        delete_at INTEGER)
+        delete_at INTEGER,
+        expires_at INTEGER)
     """,
     "CREATE INDEX IF NOT EXISTS keys_by_state ON keys (visible, state)",
     # The foreign key stops an alias from being bound to a key that is destroyed at the same moment.
@@ -69,3 +70,6 @@ STATEMENTS = (
     "CREATE TABLE IF NOT EXISTS version_uses (version_id TEXT PRIMARY KEY, reserved INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
+
+# What brings an older database up to each version; STATEMENTS alone make a new one.
+MIGRATIONS: dict[int, tuple[str, ...]] = {2: ("ALTER TABLE keys ADD COLUMN expires_at INTEGER",)}

@@ -22,7 +22,7 @@ from eventsourcing.sqlite import (
 from kmscore.disk import sync_directory
 from kmscore.domain.chain import GENESIS, log_hash, stream_hash
 from kmscore.errors import KmsError, SetupError
-from kmscore.store.schema import SCHEMA_VERSION, STATEMENTS
+from kmscore.store.schema import MIGRATIONS, SCHEMA_VERSION, STATEMENTS
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
 EMPTY_LOG_SECONDS = 0.2  # the destruction of software material is taken up again when this was too short
@@ -195,7 +195,10 @@ def open_database(path: Path) -> tuple[DurableDatastore, ChainedRecorder]:
     if version < SCHEMA_VERSION:
         with unavailable("be created"):
             recorder.create_table()
-        with datastore.writing() as cursor:
+        with datastore.writing() as cursor:  # one transaction: a kill in it leaves the older version as it was
+            for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
+                for statement in MIGRATIONS[step]:
+                    cursor.execute(statement)
             cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     found = durability(datastore)
     if found != DURABLE:

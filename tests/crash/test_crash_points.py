@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -53,6 +54,15 @@ class World:
 Scenario = Callable[[World, Kms], None]
 
 
+@dataclass(frozen=True)
+class Case:
+    """What runs in a world that was prepared; `check` looks at more than the invariants, afterwards."""
+
+    run: Scenario
+    prepare: Callable[[World], None]
+    check: Scenario
+
+
 def create_hsm(world: World, kms: Kms) -> None:
     kms.create_key(protection_level="HSM")
 
@@ -69,14 +79,45 @@ def destroy(world: World, kms: Kms) -> None:
     kms.run_due()
 
 
-# name -> (what runs, the level of the key that is there before, whether it is due for destruction)
-SCENARIOS: dict[str, tuple[Scenario, str, bool]] = {
-    "create-hsm": (create_hsm, "HSM", False),
-    "create-software": (create_software, "SOFTWARE", False),
-    "rotate-hsm": (rotate, "HSM", False),
-    "rotate-software": (rotate, "SOFTWARE", False),
-    "destroy-hsm": (destroy, "HSM", True),
-    "destroy-software": (destroy, "SOFTWARE", True),
+def prepare_hsm(world: World) -> None:
+    world.prepare("HSM")
+
+
+def prepare_software(world: World) -> None:
+    world.prepare("SOFTWARE")
+
+
+def due(prepare: Callable[[World], None]) -> Callable[[World], None]:
+    def both(world: World) -> None:
+        prepare(world)
+        world.schedule()
+
+    return both
+
+
+def check_alive(world: World, kms: Kms) -> None:
+    for item in kms.list_keys(page_size=100).items:
+        assert kms.describe_key(item.key_id).key_state == "Enabled"
+        assert kms.decrypt(kms.encrypt(item.key_id, b"x").ciphertext_blob).plaintext == b"x"
+    assert kms.decrypt(world.blob, CONTEXT).plaintext == b"before"
+    assert kms.rotate_key(world.key)  # nothing stands in the way of the next one
+
+
+def check_gone(world: World, kms: Kms) -> None:
+    assert kms.list_keys().items == ()
+    assert kms.list_aliases().total_count == 0
+    for call in (lambda: kms.describe_key(world.key), lambda: kms.decrypt(world.blob, CONTEXT)):
+        with pytest.raises(KmsError, match="KeyNotFound"):
+            call()
+
+
+SCENARIOS: dict[str, Case] = {
+    "create-hsm": Case(create_hsm, prepare_hsm, check_alive),
+    "create-software": Case(create_software, prepare_software, check_alive),
+    "rotate-hsm": Case(rotate, prepare_hsm, check_alive),
+    "rotate-software": Case(rotate, prepare_software, check_alive),
+    "destroy-hsm": Case(destroy, due(prepare_hsm), check_gone),
+    "destroy-software": Case(destroy, due(prepare_software), check_gone),
 }
 
 
@@ -97,16 +138,13 @@ def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> list[FakeToken]:
     return current
 
 
-def build(name: str) -> World:
-    _, level, due = SCENARIOS[name]
+def build(case: Case) -> World:
     world = World()
-    world.prepare(level)
-    if due:
-        world.schedule()
+    case.prepare(world)
     return world
 
 
-def run(name: str, world: World, current: list[FakeToken], crash_at: int | None) -> bool:
+def run(case: Case, world: World, current: list[FakeToken], crash_at: int | None) -> bool:
     """Run the scenario in a process that dies at a step; answers whether it died."""
     try:
         with world.process() as kms:
@@ -114,7 +152,7 @@ def run(name: str, world: World, current: list[FakeToken], crash_at: int | None)
             world.token.faults.clear()
             if crash_at is not None:
                 world.token.faults.crash_at_step(crash_at)
-            SCENARIOS[name][0](world, kms)
+            case.run(world, kms)
     except Crash:
         return True
     finally:
@@ -141,68 +179,61 @@ def recover(world: World, current: list[FakeToken], crash_at: int | None) -> boo
     return False
 
 
-def check(name: str, world: World) -> None:
+def check(case: Case, world: World) -> None:
     """The invariants I1, I2, I6 of the reliability page, by behaviour and by what the custodies hold."""
     world.token.faults.clear()
     with world.process() as kms:
         again = kms.reconcile()
         assert again == type(again)(), again  # nothing left to do, nothing unexplained
-        keys = [item.key_id for item in kms.list_keys(page_size=100).items]
-        for key in keys:
-            told = kms.describe_key(key)
-            assert told.key_state == "Enabled"
-            assert kms.decrypt(kms.encrypt(key, b"x").ciphertext_blob).plaintext == b"x"
-        if SCENARIOS[name][2]:
-            assert keys == []
-            assert kms.list_aliases().total_count == 0
-            for call in (lambda: kms.describe_key(world.key), lambda: kms.decrypt(world.blob, CONTEXT)):
-                with pytest.raises(KmsError, match="KeyNotFound"):
-                    call()
-        else:
-            assert kms.decrypt(world.blob, CONTEXT).plaintext == b"before"
-            assert kms.rotate_key(world.key)  # nothing stands in the way of the next one
+        case.check(world, kms)
         states = kms._s.queries.material_states()
         live = {material for material, (_, level, state) in states.items() if state == "active" and level == "HSM"}
         assert set(world.token.objects) == live
         assert world.token.fragments == 0
+        assert kms._s.queries.open_intents() == []
     shutil.rmtree(world.home)
+
+
+def crash_at_each_step(case: Case, current: list[FakeToken]) -> None:
+    world = build(case)
+    assert not run(case, world, current, None)
+    steps = len(world.token.faults.passed)
+    assert steps >= 4
+    check(case, world)
+    for step in range(steps):
+        world = build(case)
+        assert run(case, world, current, step)
+        assert not recover(world, current, None)
+        check(case, world)
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_a_crash_at_each_step(name: str, commits_are_steps: list[FakeToken]) -> None:
-    world = build(name)
-    assert not run(name, world, commits_are_steps, None)
-    steps = len(world.token.faults.passed)
-    assert steps >= 4
-    check(name, world)
-    for step in range(steps):
-        world = build(name)
-        assert run(name, world, commits_are_steps, step)
-        assert not recover(world, commits_are_steps, None)
-        check(name, world)
+    crash_at_each_step(SCENARIOS[name], commits_are_steps)
 
 
 @pytest.mark.parametrize("name", ["create-hsm", "rotate-hsm", "destroy-hsm"])
 def test_a_crash_at_each_step_of_the_recovery(name: str, commits_are_steps: list[FakeToken]) -> None:
-    world = build(name)
-    run(name, world, commits_are_steps, None)
+    case = SCENARIOS[name]
+    world = build(case)
+    run(case, world, commits_are_steps, None)
     steps = len(world.token.faults.passed)
     shutil.rmtree(world.home)
     for step in range(steps):
         again = 0
         while True:
-            world = build(name)
-            assert run(name, world, commits_are_steps, step)
+            world = build(case)
+            assert run(case, world, commits_are_steps, step)
             if not recover(world, commits_are_steps, again):
-                check(name, world)
+                check(case, world)
                 break  # the recovery has fewer steps than that
             assert not recover(world, commits_are_steps, None)
-            check(name, world)
+            check(case, world)
             again += 1
 
 
 def test_a_failure_is_cleared_away_at_once_and_answered(commits_are_steps: list[FakeToken]) -> None:
-    world = build("rotate-hsm")
+    world = build(SCENARIOS["rotate-hsm"])
     with world.process() as kms:
         before = set(world.token.objects)
         for point in ("generate.before", "generate.half", "generate.after"):
@@ -212,11 +243,11 @@ def test_a_failure_is_cleared_away_at_once_and_answered(commits_are_steps: list[
             assert set(world.token.objects) == before
             assert kms._s.queries.open_intents() == []
         assert kms.rotate_key(world.key)
-    check("rotate-hsm", world)
+    check(SCENARIOS["rotate-hsm"], world)
 
 
 def test_an_intent_whose_cleaning_fails_is_settled_by_the_next_command(commits_are_steps: list[FakeToken]) -> None:
-    world = build("rotate-hsm")
+    world = build(SCENARIOS["rotate-hsm"])
     with world.process() as kms:
         world.token.faults.at("generate.half", KmsError("ServiceUnavailableTemporary", "gone"))
         world.token.faults.at("destroy.before", KmsError("ServiceUnavailableTemporary", "gone"))
@@ -225,12 +256,12 @@ def test_an_intent_whose_cleaning_fails_is_settled_by_the_next_command(commits_a
         assert len(kms._s.queries.open_intents()) == 1
         assert kms.rotate_key(world.key)
         assert kms._s.queries.open_intents() == []
-    check("rotate-hsm", world)
+    check(SCENARIOS["rotate-hsm"], world)
 
 
 def test_an_attempt_that_was_given_up_by_another_process_is_not_activated(commits_are_steps: list[FakeToken]) -> None:
     """A recovery took this process for dead, and abandoned its attempt while the custody was still at work on it."""
-    world = build("rotate-hsm")
+    world = build(SCENARIOS["rotate-hsm"])
     with world.process() as kms:
         before = set(world.token.objects)
 
@@ -247,11 +278,11 @@ def test_an_attempt_that_was_given_up_by_another_process_is_not_activated(commit
         assert refused.value.code == "ServiceUnavailableTemporary"
         assert set(world.token.objects) == before
         assert kms.list_key_versions(world.key).total_count == 1
-    check("rotate-hsm", world)
+    check(SCENARIOS["rotate-hsm"], world)
 
 
 def test_an_object_that_no_event_explains_is_reported_and_left_alone(commits_are_steps: list[FakeToken]) -> None:
-    world = build("create-hsm")
+    world = build(SCENARIOS["create-hsm"])
     stranger = bytes(range(16))
     from kmscore.custody.fake import FakeObject
 
@@ -263,7 +294,7 @@ def test_an_object_that_no_event_explains_is_reported_and_left_alone(commits_are
 
 def test_a_destroyed_object_that_is_back_is_destroyed_again(commits_are_steps: list[FakeToken]) -> None:
     """An older copy of the token was restored."""
-    world = build("destroy-hsm")
+    world = build(SCENARIOS["destroy-hsm"])
     kept = dict(world.token.objects)
     with world.process() as kms:
         assert kms.run_due().destroyed == (world.key,)
@@ -271,11 +302,11 @@ def test_a_destroyed_object_that_is_back_is_destroyed_again(commits_are_steps: l
         assert len(gone) == 1
         world.token.objects.update(kept)
         assert set(kms.reconcile().removed) == {material.hex() for material in gone}
-    check("destroy-hsm", world)
+    check(SCENARIOS["destroy-hsm"], world)
 
 
 def test_destruction_waits_for_a_call_in_flight(commits_are_steps: list[FakeToken]) -> None:
-    world = build("rotate-hsm")
+    world = build(SCENARIOS["rotate-hsm"])
     with world.process() as kms:
         kms.encrypt(world.key, b"x")
         material = next(m for m, (key, _, _) in kms._s.queries.material_states().items() if key == world.key)
@@ -286,4 +317,4 @@ def test_destruction_waits_for_a_call_in_flight(commits_are_steps: list[FakeToke
     world.token.busy.clear()
     with world.process() as kms:
         assert kms.run_due().destroyed == (world.key,)
-    check("destroy-hsm", world)
+    check(SCENARIOS["destroy-hsm"], world)

@@ -7,7 +7,7 @@ import sqlite3
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,9 @@ from eventsourcing.persistence import InterfaceError, OperationalError
 from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
 from kmscore.domain.chain import GENESIS, log_hash, stream_hash
-from kmscore.domain.key import Key, NewKey, NewMaterial
+from kmscore.domain.key import Key
 from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.domain.versions import Imported, NewKey, NewMaterial
 from kmscore.errors import Conflict, KmsError, SetupError
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import Facts, SoftwareMaterial, Uses
@@ -125,13 +126,13 @@ def test_a_key_is_not_destroyed_under_an_alias(opened: Opened) -> None:
     later = By(datetime(2031, 1, 1, tzinfo=UTC), "1", "later")
     key = load(opened.store, "key-1")
     key.start_destruction(later)
-    key.finish_destruction(later)
+    key.finish_removal(later)
     with pytest.raises(Conflict):
         opened.store.append(key)
     key, alias = load(opened.store, "key-1"), opened.store.alias("alias/a")
     assert alias is not None
     key.start_destruction(later)
-    key.finish_destruction(later)
+    key.finish_removal(later)
     alias.delete(later)
     opened.store.append(key, alias)
     for table in ("keys", "aliases", "tags", "versions", "due_work", "open_intents"):
@@ -228,6 +229,66 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
         connection.execute("PRAGMA user_version = 99")
     with pytest.raises(SetupError, match="newer"):
         open_database(tmp_path / "kms.db")
+
+
+def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    opened = Opened(tmp_path / "kms.db")
+    active_key(opened.store, "key-1")
+    opened.datastore.close()
+    with sqlite3.connect(tmp_path / "kms.db") as connection:
+        connection.execute("ALTER TABLE keys DROP COLUMN expires_at")
+        connection.execute("PRAGMA user_version = 1")
+    opened = Opened(tmp_path / "kms.db")
+    assert opened.rows("SELECT expires_at FROM keys") == [(None,)]
+    active_key(opened.store, "key-2")
+    assert opened.queries.list_keys(NOW, {"KeyState": ["Enabled"]}, 10, 0) == (["key-1", "key-2"], 2)
+    opened.datastore.close()
+    Opened(tmp_path / "kms.db").datastore.close()  # once is enough
+
+
+def external_key(store: KeyStore, expires_at: datetime | None, primary_at: datetime = NOW) -> Key:
+    new = NewKey(KeySpec.AES_256, KeyUsage.ENCRYPT_DECRYPT, Origin.EXTERNAL, ProtectionLevel.HSM, creator="1")
+    store.append(Key.create("key-x", new, None, by()))
+    key = load(store, "key-x")
+    key.want_material(NewMaterial("version", os.urandom(16), Suite.XAES_256_GCM, "import/key-x/o"), by())
+    assert key.open_intent is not None
+    key.material_imported(key.open_intent, Imported({}, "d1", expires_at, primary_at), by())
+    store.append(key)
+    return load(store, "key-x")
+
+
+def test_lists_know_that_material_has_expired_before_a_scheduler_says_so(opened: Opened) -> None:
+    end = NOW + timedelta(days=1)
+    external_key(opened.store, end)
+    for now, state in ((NOW, "Enabled"), (end - timedelta(microseconds=1), "Enabled"), (end, "PendingImport")):
+        for wanted in ("Enabled", "PendingImport"):
+            assert (opened.queries.list_keys(now, {"KeyState": [wanted]}, 10, 0)[1] == 1) is (wanted == state)
+    assert [row[2] for row in opened.queries.due(end, 10)] == ["expire"]
+    assert opened.queries.due(NOW, 10) == []
+
+
+def test_a_removal_of_material_is_an_open_intent_until_it_is_done(opened: Opened) -> None:
+    key = external_key(opened.store, None)
+    key.delete_material(by())
+    opened.store.append(key)
+    assert [(intent.key_id, intent.kind) for intent in opened.queries.open_intents()] == [("key-x", "destruction")]
+    assert opened.rows("SELECT state FROM materials") == [("active",)]
+    key = load(opened.store, "key-x")
+    key.finish_removal(by())
+    opened.store.append(key)
+    assert opened.queries.open_intents() == []
+    assert opened.rows("SELECT state FROM materials") == [("destroyed",)]
+    assert opened.rows("SELECT state FROM keys") == [("PendingImport",)]
+
+
+def test_import_offers_are_due_and_in_no_list(opened: Opened) -> None:
+    new = NewKey(KeySpec.RSA_2048, KeyUsage.UNWRAP, Origin.KMS, ProtectionLevel.HSM, creator="kmscore", system=True)
+    end = NOW + timedelta(hours=24)
+    for stream in ("import/key-1/a", "import/key-1/b", "import/key-10/c"):
+        opened.store.append(Key.create(stream, new, NewMaterial(stream, os.urandom(16), Suite.NONE), by(), end))
+    assert [row[0] for row in opened.queries.live_imports("key-1")] == ["import/key-1/a", "import/key-1/b"]
+    assert opened.queries.list_keys(NOW, {}, 10, 0) == ([], 0)
+    assert [row[1] for row in opened.queries.due(end, 10)] == ["import/key-1/a", "import/key-1/b", "import/key-10/c"]
 
 
 def test_removed_material_leaves_no_byte_in_any_file(opened: Opened) -> None:

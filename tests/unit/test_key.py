@@ -10,9 +10,10 @@ from test_states import BY, NOW, new_key
 
 from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
-from kmscore.domain.key import Key, NewKey, NewMaterial
+from kmscore.domain.key import Key
 from kmscore.domain.schedule import rotation_seconds
 from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.domain.versions import NewKey, NewMaterial
 from kmscore.errors import KmsError
 
 
@@ -43,15 +44,16 @@ def test_a_key_without_active_material_is_invisible() -> None:
 
 def test_rotation_dates() -> None:
     key = new_key()
-    assert key.next_rotation_at is None
+    assert key.next_rotation_at(NOW) is None
     key.change_rotation(rotation_seconds("30d"), BY)
-    assert key.last_rotation_at == NOW
-    assert key.next_rotation_at == NOW + timedelta(days=30)
+    assert key.last_rotation_at(NOW) == NOW
+    assert key.next_rotation_at(NOW) == NOW + timedelta(days=30)
     assert not key.rotation_due(NOW + timedelta(days=30) - timedelta(microseconds=1))
     assert key.rotation_due(NOW + timedelta(days=30))
     rotate(key, 2, at(31))
-    assert key.last_rotation_at == NOW + timedelta(days=31)
-    assert key.primary.version_id == "v2"
+    assert key.last_rotation_at(at(31).now) == NOW + timedelta(days=31)
+    primary = key.primary(at(31).now)
+    assert primary is not None and primary.version_id == "v2"
     assert [v.ordinal for v in key.versions] == [1, 2]
     assert not key.rotation_due(NOW + timedelta(days=60))
 
@@ -111,7 +113,7 @@ def test_destruction_names_every_material_and_ends_the_key() -> None:
     key.schedule_deletion(7, at(1))
     key.start_destruction(at(8))
     assert key.live_materials == (bytes(16).hex(), (b"\2" * 16).hex())
-    key.finish_destruction(at(8))
+    key.finish_removal(at(8))
     assert key.destroyed
     assert key.live_materials == ()
     assert code(key.require_visible, NOW) == "Forbidden.KeyNotFound"

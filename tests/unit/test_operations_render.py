@@ -9,7 +9,27 @@ import pytest
 from kmscore.domain.specs import ContentKind
 from kmscore.errors import KmsError
 from kmscore.operations import render
-from kmscore.results import Alias, DataKey, Decrypted, Encrypted, KeyItem, KeyMetadata, KeyVersion, Page, Tag, TagPage
+from kmscore.results import (
+    Alias,
+    AsymmetricDecrypted,
+    AsymmetricEncrypted,
+    DataKey,
+    Decrypted,
+    Encrypted,
+    ExportedDataKey,
+    ImportParameters,
+    KeyItem,
+    KeyMetadata,
+    KeyVersion,
+    Mac,
+    MacVerified,
+    Page,
+    PublicKey,
+    Signature,
+    Tag,
+    TagPage,
+    Verified,
+)
 
 BORN = datetime(2026, 1, 2, 3, 4, 5, 999_999, UTC)
 
@@ -135,6 +155,34 @@ def test_cryptography() -> None:
     assert "Plaintext" not in render.data_key(DataKey(b"c", "k", "v"))
     assert render.ciphertext_blobs([b"a", b""]) == {"CiphertextBlobs": ["YQ==", ""]}
     assert render.plaintexts([b"a"]) == {"Plaintexts": ["YQ=="]}
+
+
+def test_exported_data_keys() -> None:
+    exported = {"ExportedDataKey": "ZQ==", "KeyId": "k", "KeyVersionId": "v"}
+    assert render.exported_data_key(ExportedDataKey("k", "v", b"e")) == exported
+    assert render.exported_data_key(ExportedDataKey("k", "v", b"e", b"c")) == {**exported, "CiphertextBlob": "Yw=="}
+
+
+def test_parameters_for_import() -> None:
+    assert render.import_parameters(ImportParameters("k", b"t", b"\x30", BORN)) == {
+        "ImportToken": "dA==",
+        "KeyId": "k",
+        "PublicKey": "MA==",
+        "TokenExpireTime": "2026-01-02T03:04:05Z",
+    }
+
+
+def test_asymmetric_cryptography_and_macs() -> None:
+    names = {"KeyId": "k", "KeyVersionId": "v"}
+    assert render.signature(Signature("k", "v", b"s")) == {**names, "Value": "cw=="}
+    assert render.verified(Verified("k", "v", False)) == {**names, "Value": False}
+    assert render.verified(Verified("k", "v", True))["Value"] is True
+    assert render.encrypted(AsymmetricEncrypted("k", "v", b"c")) == {**names, "CiphertextBlob": "Yw=="}
+    assert render.asymmetric_decrypted(AsymmetricDecrypted(b"\xff", "k", "v")) == {**names, "Plaintext": "/w=="}
+    pem = "-----BEGIN PUBLIC KEY-----\nMA==\n-----END PUBLIC KEY-----\n"
+    assert render.public_key(PublicKey("k", "v", pem)) == {**names, "PublicKey": pem}
+    assert render.mac(Mac("k", "HMAC_SHA_256", b"m")) == {"KeyId": "k", "Algorithm": "HMAC_SHA_256", "Mac": "bQ=="}
+    assert render.mac_verified(MacVerified("k", "HMAC_SHA_256", True)) == {"KeyId": "k", "Algorithm": "HMAC_SHA_256", "Value": True}
 
 
 def test_decrypt_answers_text_as_it_was_and_bytes_in_base64() -> None:
