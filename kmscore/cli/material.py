@@ -28,7 +28,7 @@ from kmscore.wrapping import Material, read_material, wrap
 if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
 
-# The first that the custody of the key offers is used.
+# The first that the custody of the key offers is used; by name, the one with SHA-1 is the least.
 _FOR_BYTES = (WrappingAlgorithm.RSAES_OAEP_SHA_256, WrappingAlgorithm.RSAES_OAEP_SHA_1)
 _FOR_PRIVATE_KEYS = (WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_256, WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_1)
 
@@ -89,7 +89,7 @@ def import_key(
     material = read_material(source)
     with open_engine() as kms:
         described = _own_key(kms, key, material, source)
-        algorithms = (algorithm,) if algorithm else (_FOR_PRIVATE_KEYS if material.is_private_key else _FOR_BYTES)
+        algorithms = (algorithm,) if algorithm else _candidates(material, described, kms.settings)
         expires_at, primary_at = (_instant(given, name, kms.settings) for given, name in ((expires, "--expires"), (activate, "--activate")))
         params = {"KeyId": described["KeyId"]}
         if primary_at:
@@ -99,7 +99,7 @@ def import_key(
         operation = "ImportNextKeyMaterial" if following else "ImportKeyMaterial"
         if explain:
             # Asking what the custody offers would make a pair; every token can do SHA-1 in RSAES-OAEP.
-            chosen = algorithms[-1 if described["ProtectionLevel"] == ProtectionLevel.HSM else 0]
+            chosen = min(algorithms) if described["ProtectionLevel"] == ProtectionLevel.HSM else algorithms[0]
             program = own_command(kms.settings.home)
             click.echo(script(program, operation, params, material.spec, source, WrappingAlgorithm(chosen), wrapping_spec), nl=False)
             return
@@ -120,6 +120,12 @@ def _own_key(kms: Kms, key: str, material: Material, source: str) -> dict[str, s
     if described["KeySpec"] != material.spec:
         raise KmsError("InvalidKeyMaterial", f"{source} holds material of {material.spec} keys, and this key is {described['KeySpec']}.")
     return described
+
+
+def _candidates(material: Material, described: dict[str, str], settings: Settings) -> tuple[str, ...]:
+    """What to try, in this order. Where the service may unwrap in its own memory what a token cannot, the token's own way goes first."""
+    best = _FOR_PRIVATE_KEYS if material.is_private_key else _FOR_BYTES
+    return best[::-1] if described["ProtectionLevel"] == ProtectionLevel.HSM and settings.allow_host_unwrap else best
 
 
 def _import(kms: Kms, operation: str, params: dict[str, str], material: Material, algorithms: tuple[str, ...], wrapping_spec: str) -> str:

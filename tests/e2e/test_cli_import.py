@@ -68,6 +68,12 @@ def test_32_bytes_become_a_key_and_again_after_they_were_deleted(kms: Command, r
     assert kms.json("Decrypt", "--CiphertextBlob", sealed["CiphertextBlob"])["Plaintext"] == "x"
 
 
+def test_what_the_token_can_unwrap_itself_does_not_pass_through_this_process(kms: Command, raw: Path) -> None:
+    lenient = Command(kms.home, {"KMS_ALLOW_HOST_UNWRAP": "true"})
+    key = external(kms, "HSM")
+    assert "wrapped with RSAES_OAEP_SHA_1\n" in lenient.text("import-key", key, "--file", raw)
+
+
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("spec", ["RSA_2048", "EC_P256"])
 def test_a_private_key_becomes_a_key_with_its_public_half(kms: Command, pems: dict[str, Path], level: str, spec: str) -> None:
