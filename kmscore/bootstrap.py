@@ -11,11 +11,10 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
 
-from kmscore.clock import Clock, FileClock, SystemClock
+from kmscore.clock import Clock, clock_of
 from kmscore.config import Settings, load_settings
 from kmscore.custody._p11 import Secret
 from kmscore.custody.files import make_directory, write_file
@@ -77,7 +76,7 @@ def open_kms(
     """
     chosen = load_settings(home, **settings)
     if clock is None:
-        clock = FileClock(Path(chosen.clock_file)) if chosen.clock_file else SystemClock()
+        clock = clock_of(chosen.clock_file)
     try:
         return _open(chosen, clock, ticker, hsm)
     except OSError as error:

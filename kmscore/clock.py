@@ -58,6 +58,11 @@ class FileClock:
             raise KmsError("ServiceUnavailableTemporary", f"the clock file {self._path} does not tell the time: {error}") from None
 
 
+def clock_of(clock_file: str) -> SystemClock | FileClock:
+    """The clock that the setting of this name asks for; empty: the system's."""
+    return FileClock(Path(clock_file)) if clock_file else SystemClock()
+
+
 def _utc(instant: datetime) -> datetime:
     if instant.tzinfo is None:
         raise ValueError("a clock needs a timezone-aware datetime")

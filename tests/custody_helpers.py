@@ -23,6 +23,7 @@ from kmscore.domain.specs import KeySpec, KeyUsage, Suite
 
 ROOT = Path(__file__).parent.parent
 STRACE = shutil.which("strace")
+SOFTHSM_UTIL = shutil.which("softhsm2-util")
 CERTUTIL = shutil.which("certutil")
 NSS_MODULES = tuple(
     f"{where}/libsoftokn3.so"
@@ -87,6 +88,23 @@ def new_nss(directory: Path) -> dict[str, str]:
         "pkcs11_pin_file": str(pin),
         "pkcs11_init_args": f"configdir='sql:{directory}' certPrefix='' keyPrefix='' secmod='secmod.db' flags=",
     }
+
+
+@contextmanager
+def operators_softhsm(directory: Path) -> Iterator[dict[str, str]]:
+    """A SoftHSM token that is not kmscore's own, with all its mechanisms, as settings. Skips the test without softhsm2-util."""
+    if SOFTHSM_UTIL is None:
+        pytest.skip("needs softhsm2-util")
+    (directory / "theirs").mkdir()
+    (directory / "their.conf").write_text(f"directories.tokendir = {directory}/theirs\nobjectstore.backend = file\nlog.level = ERROR\n")
+    pin = directory / "their-pin"
+    pin.touch(mode=0o600)
+    pin.write_text("4711")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SOFTHSM2_CONF", str(directory / "their.conf"))
+        command = [SOFTHSM_UTIL, "--init-token", "--free", "--label", "theirs", "--pin", "4711", "--so-pin", "12345678"]
+        subprocess.run(command, check=True, capture_output=True)
+        yield {"pkcs11_token": "theirs", "pkcs11_pin_file": str(pin)}
 
 
 def header_of(ref: MaterialRef) -> bytes:

@@ -9,14 +9,13 @@ import base64
 import re
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from kmscore.cli.byhand import script
 from kmscore.cli.engine import open_engine, own_command, takes_home
-from kmscore.clock import FileClock, SystemClock
+from kmscore.clock import clock_of
 from kmscore.config import Settings
 from kmscore.domain.algorithms import WrappingAlgorithm, WrappingKeySpec
 from kmscore.domain.specs import Origin, ProtectionLevel
@@ -148,8 +147,7 @@ def _instant(given: datetime | timedelta | None, option: str, settings: Settings
     """An instant to come, on the clock that the engine follows."""
     if given is None:
         return None
-    clock = FileClock(Path(settings.clock_file)) if settings.clock_file else SystemClock()
-    now = clock.now().replace(microsecond=0)
+    now = clock_of(settings.clock_file).now().replace(microsecond=0)
     try:
         instant = now + given if isinstance(given, timedelta) else given
     except OverflowError:

@@ -29,9 +29,9 @@ def find_nameless(token_directory: Path) -> list[Path]:
     return [path for path, _, data in _objects(token_directory) if not data or is_nameless(data)]
 
 
-def count_named(token_directory: Path) -> int:
-    """How many object files, finished or not, have a CKA_ID."""
-    return sum(has_id(data) for _, _, data in _objects(token_directory))
+def named_files(token_directory: Path) -> frozenset[Path]:
+    """The object files, finished or not, that have a CKA_ID."""
+    return frozenset(path for path, _, data in _objects(token_directory) if has_id(data))
 
 
 def _objects(token_directory: Path) -> Iterator[tuple[Path, int, bytes]]:

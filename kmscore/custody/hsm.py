@@ -59,15 +59,21 @@ class HsmKeeper:
     # --- what the token can do -------------------------------------------------------------------------------------------------
 
     def suite_for(self, spec: KeySpec, usage: KeyUsage) -> Suite:
-        """Suite 1 for 256-bit AES keys where the token derives, else suite 2. Raises InvalidParameter (KeySpec) naming what it has."""
-        if serves(spec, usage):
-            suite = Suite.NONE
-            if SPECS[spec].family is Family.AES:
-                suite = Suite.XAES_256_GCM if spec is KeySpec.AES_256 and self._ability.derives else Suite.AES_GCM
-            if self._ability.holds(self._role(MaterialRef(bytes(16), spec, suite, usage)), spec):
-                return suite
-        names = ", ".join(sorted(templates.mechanism_name(number) for number in self.mechanisms))
-        raise invalid("KeySpec", f"The token {self.token_facts['label']!r} cannot hold {spec} keys for {usage}; it offers {names}.")
+        """Suite 1 for 256-bit AES keys where the token derives, else suite 2. Raises InvalidParameter (KeySpec) naming what it can hold."""
+        suite = self._suite_of(spec, usage)
+        if suite is None:
+            can = ", ".join(other for other, facts in SPECS.items() if self._suite_of(other, facts.usages[0]) is not None) or "none"
+            raise invalid("KeySpec", f"The token {self.token_facts['label']!r} cannot hold {spec} keys for {usage}; it can hold: {can}.")
+        return suite
+
+    def _suite_of(self, spec: KeySpec, usage: KeyUsage) -> Suite | None:
+        """None: the token cannot hold such keys."""
+        if not serves(spec, usage):
+            return None
+        suite = Suite.NONE
+        if SPECS[spec].family is Family.AES:
+            suite = Suite.XAES_256_GCM if spec is KeySpec.AES_256 and self._ability.derives else Suite.AES_GCM
+        return suite if self._ability.holds(self._role(MaterialRef(bytes(16), spec, suite, usage)), spec) else None
 
     def wrapping_usage(self, algorithm: WrappingAlgorithm, spec: KeySpec) -> KeyUsage:
         """UNWRAP where the token unwraps it; ENCRYPT_DECRYPT where its operator lets this process do that; see port.Keeper."""

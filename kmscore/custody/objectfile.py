@@ -19,8 +19,10 @@ from pathlib import Path
 # The token's own attributes (SoftHSMv2 2.6.1, src/lib/object_store/OSAttributes.h).
 _TOKEN_LABEL, _TOKEN_SERIAL, _TOKEN_FLAGS, _SO_PIN, _USER_PIN = range(0x80005349, 0x8000534E)
 _CKF_USER_PIN_INITIALIZED = 0x8
-_CKA_TOKEN, _CKA_LABEL, _CKA_ID = 0x1, 0x3, 0x102
+_CKA_CLASS, _CKA_TOKEN, _CKA_LABEL, _CKA_ID = 0x0, 0x1, 0x3, 0x102
+_KEYS = (2, 3, 4)  # CKO_PUBLIC_KEY, CKO_PRIVATE_KEY, CKO_SECRET_KEY
 _MATERIAL = (0x11, 0x120, 0x181)  # CKA_VALUE, CKA_MODULUS, CKA_EC_POINT
+_LAST = 0x40000600  # CKA_ALLOWED_MECHANISMS: every key has it, and no attribute has a higher number
 
 Value = bool | int | bytes
 
@@ -99,8 +101,10 @@ def is_whole(path: Path) -> bool:
     except FileNotFoundError:
         return True
     attributes = parse(data)
-    # SoftHSM writes the value last, behind the whole template.
-    return attributes is not None and bool(attributes.get(_CKA_ID)) and any(attributes.get(kind) for kind in _MATERIAL)
+    if attributes is None or (attributes.get(_CKA_CLASS) in _KEYS and _LAST not in attributes):
+        return False  # cut short, in the middle of an attribute or between two
+    # SoftHSM writes the value in a last step, behind the whole template.
+    return bool(attributes.get(_CKA_ID)) and any(attributes.get(kind) for kind in _MATERIAL)
 
 
 def is_fragment(data: bytes) -> bool:

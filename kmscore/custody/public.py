@@ -29,6 +29,7 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "SHA-384": hashes.SHA384(),
     "SHA-512": hashes.SHA512(),
 }
+_LEAST_EXPONENT = 65537  # FIPS 186-5 appendix A.1.1
 _RSA_BITS = range(2048, 4096 + 1)
 # Parsed keys by their DER: parsing takes longer than verifying with P-256.
 _PARSED_KEYS = 1024
@@ -101,10 +102,10 @@ def ec_spki(spec: KeySpec, point: bytes) -> bytes:
 
 
 def fits(public_key: bytes, spec: KeySpec) -> bool:
-    """Whether this is a public key of the spec: the size of the modulus, the curve."""
+    """Whether this is a public key of the spec: the size of the modulus with an exponent of 65537 or more, or the curve."""
     key = parse(public_key)
     if isinstance(key, rsa.RSAPublicKey):
-        return spec.value == f"RSA_{key.key_size}"
+        return spec.value == f"RSA_{key.key_size}" and key.public_numbers().e >= _LEAST_EXPONENT
     return spec in CURVES and key.curve.name == CURVES[spec].name
 
 

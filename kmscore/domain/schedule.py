@@ -12,6 +12,7 @@ MIN_ROTATION_SECONDS = 7 * DAY_SECONDS
 MAX_ROTATION_SECONDS = 730 * DAY_SECONDS
 MIN_DELETION_DAYS = 7
 MAX_DELETION_DAYS = 366
+LAST_UNIX = 253_402_300_799  # 9999-12-31T23:59:59Z, the last second that a date can tell
 
 _UNITS = {"d": DAY_SECONDS, "h": 3_600, "m": 60, "s": 1}
 _INTERVAL = re.compile(r"([0-9]{1,12})([dhms])")

@@ -17,6 +17,7 @@ from kmscore.domain.by import By
 from kmscore.domain.importtoken import ImportClaims
 from kmscore.domain.key import MAX_FAILED_IMPORTS, Key
 from kmscore.domain.names import import_prefix
+from kmscore.domain.schedule import LAST_UNIX
 from kmscore.domain.specs import KeySpec, Origin, ProtectionLevel
 from kmscore.domain.versions import Imported, NewKey
 from kmscore.engine.arguments import buffer, choice, required
@@ -32,7 +33,6 @@ from kmscore.store.queries import Queries
 VALIDITY = timedelta(hours=24)
 MAX_OFFERS = 8  # live ones of a key
 MAX_WRAPPED_BYTES = 8192
-LAST_UNIX = 253_402_300_799  # 9999-12-31T23:59:59Z
 
 
 class Importing:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from kmscore.domain.algorithms import EncryptionAlgorithm, WrappingAlgorithm, WrappingKeySpec
+from kmscore.domain.schedule import LAST_UNIX
 from kmscore.operations.kinds import Kind, Param
 
 KEY = Param("KeyId", "The key's id or ARN.", required=True)
@@ -36,7 +37,6 @@ EXPORT = (
     Param("WrappingKeySpec", "The size of that key.", required=True, choices=tuple(WrappingKeySpec)),
 )
 
-LAST_UNIX = 253_402_300_799  # 9999-12-31T23:59:59Z
 WRAPPING = (
     Param("WrappingAlgorithm", "How the material will come wrapped.", required=True, choices=tuple(WrappingAlgorithm)),
     Param("WrappingKeySpec", "The key to wrap it under.", required=True, choices=tuple(WrappingKeySpec)),

@@ -6,62 +6,32 @@ import os
 from collections.abc import Callable
 from functools import partial
 
+import peers
 import pytest
 from benches import Bench, code, with_public
-from cryptography.hazmat.primitives import hashes, keywrap, serialization
-from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
 from custody_helpers import header_of
+from peers import pkcs8, wrap
 
 from kmscore.custody.fake import FakeKeeper, FakeToken
 from kmscore.custody.fake_keys import FakeKey
 from kmscore.custody.port import AlreadyHeld, MaterialRef
-from kmscore.custody.public import CURVES, PublicKeyOperations, parse
+from kmscore.custody.public import PublicKeyOperations
 from kmscore.custody.wrapping import fitting
 from kmscore.domain.algorithms import ENCRYPTION, HASH_BYTES, SIGNING, WrappingAlgorithm
 from kmscore.domain.specs import HEADER_BYTES, SPECS, Family, KeySpec, KeyUsage, ProtectionLevel
 from kmscore.errors import KmsError, bad_material
 
 PUBLIC = PublicKeyOperations()
-HASHES = {"SHA-1": hashes.SHA1(), "SHA-256": hashes.SHA256()}
 IMPORTABLE = [(spec, usage, algorithm) for spec, facts in SPECS.items() for usage in facts.usages for algorithm in fitting(spec)]
 TWO_STEP = WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_1
 ONE_STEP = WrappingAlgorithm.RSAES_OAEP_SHA_1
 Accepted = list[bytes]
 
 
-def wrap(public_key: bytes, algorithm: WrappingAlgorithm, material: bytes, kek: bytes | None = None) -> bytes:
-    """As a caller does it, with a library that is not ours."""
-    key = parse(public_key)
-    assert isinstance(key, rsa.RSAPublicKey)
-    if not algorithm.hash:
-        return key.encrypt(material, padding.PKCS1v15())
-    oaep = padding.OAEP(padding.MGF1(HASHES[algorithm.hash]), HASHES[algorithm.hash], None)
-    if not algorithm.two_step:
-        return key.encrypt(material, oaep)
-    kek = os.urandom(32) if kek is None else kek
-    return key.encrypt(kek, oaep) + keywrap.aes_key_wrap_with_padding(kek, material)
-
-
-def pkcs8(key: object) -> bytes:
-    return key.private_bytes(  # type: ignore[attr-defined, no-any-return]
-        serialization.Encoding.DER, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
-    )
-
-
 def material_of(spec: KeySpec) -> bytes:
-    if SPECS[spec].family is Family.RSA:
-        return pkcs8(rsa.generate_private_key(65537, SPECS[spec].bits))
-    return pkcs8(ec.generate_private_key(CURVES[spec])) if SPECS[spec].family is Family.EC else os.urandom(SPECS[spec].bytes)
-
-
-def public_of(material: bytes) -> bytes:
-    return (
-        serialization.load_der_private_key(material, None)
-        .public_key()
-        .public_bytes(  # type: ignore[no-any-return]
-            serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
-        )
-    )
+    return pkcs8(peers.new_private_key(spec.value)) if SPECS[spec].is_asymmetric else os.urandom(SPECS[spec].bytes)
 
 
 def usage_of(bench: Bench, algorithm: WrappingAlgorithm, spec: KeySpec) -> KeyUsage:
@@ -113,7 +83,7 @@ def test_import(bench: Bench, pair: MaterialRef, spec: KeySpec, usage: KeyUsage,
         assert ref.material_id in keeper.inventory().materials
         key = keeper.load(ref)
         if SPECS[spec].is_asymmetric:
-            assert ref.public_key == public_of(material)
+            assert ref.public_key == peers.spki(serialization.load_der_private_key(material, None))
             assert works(key, ref)
         else:
             header = header_of(ref)
@@ -147,8 +117,8 @@ def bad_wraps() -> dict[str, Callable[[bytes], tuple[KeySpec, WrappingAlgorithm,
     p256, rsa2048 = material_of(KeySpec.EC_P256), material_of(KeySpec.RSA_2048)
     key = os.urandom(32)
 
-    def of(spec: KeySpec, algorithm: WrappingAlgorithm, material: bytes, kek: bytes | None = None):  # type: ignore[no-untyped-def]
-        return lambda public: (spec, algorithm, wrap(public, algorithm, material, kek))
+    def of(spec: KeySpec, algorithm: WrappingAlgorithm, material: bytes):  # type: ignore[no-untyped-def]
+        return lambda public: (spec, algorithm, wrap(public, algorithm, material))
 
     def changed(spec: KeySpec, algorithm: WrappingAlgorithm, material: bytes, at: int):  # type: ignore[no-untyped-def]
         def make(public: bytes) -> tuple[KeySpec, WrappingAlgorithm, bytes]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from command import ROOT, Command
 
-LEVELS = ("SOFTWARE", "HSM")
+# Within one process both levels are tested in tests/integration; here level SOFTWARE waits for make test-full.
+LEVELS = (pytest.param("SOFTWARE", marks=pytest.mark.slow), "HSM")
 
 
 def openssl(*arguments: str | Path) -> bytes:

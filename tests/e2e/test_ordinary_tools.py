@@ -38,17 +38,30 @@ def test_the_token_as_pkcs11_tool_shows_it(tmp_path: Path) -> None:
         for name, level, spec in (
             ("derives", "HSM", "Aliyun_AES_256"),
             ("encrypts", "HSM", "Aliyun_AES_128"),
+            ("signs", "HSM", "EC_P256"),
+            ("macs", "HSM", "HMAC_256"),
             ("software", "SOFTWARE", "Aliyun_AES_256"),
         ):
             owners[kms.create_key(protection_level=level, key_spec=spec).key_id] = name
         kms.rotate_key(next(key for key, name in owners.items() if name == "software"))
         materials = {m.hex(): owners.get(key, key) for m, (key, _, _) in kms._s.queries.material_states().items()}
     shown = objects(home)
-    # The root key and the two keys of level HSM; of the software key, with its two versions, nothing.
-    assert sorted(materials[object_id] for object_id in shown) == ["derives", "encrypts", "system/root"]
-    assert sorted(materials.values()) == ["derives", "encrypts", "software", "software", "system/root"]
+    # The root key and the keys of level HSM, of the pair the private half only; of the software keys nothing.
+    assert sorted(materials[object_id] for object_id in shown) == ["derives", "encrypts", "macs", "signs", "system/root"]
+    assert sorted(materials.values()) == [
+        "derives",
+        "encrypts",
+        "macs",
+        "signs",
+        "software",
+        "software",
+        "system/import-digest",
+        "system/root",
+    ]
     for object_id, text in shown.items():
         assert "Access:     sensitive, always sensitive, never extractable, local" in text
-        usage = "encrypt, decrypt" if materials[object_id] == "encrypts" else "derive"
+        # pkcs11-tool has no word for a secret key that signs.
+        usage = {"encrypts": "encrypt, decrypt", "signs": "sign", "macs": "none"}.get(materials[object_id], "derive")
+        assert text.startswith("Private Key Object; EC" if materials[object_id] == "signs" else "Secret Key Object;")
         assert f"Usage:      {usage}\n" in text
         assert re.search(rf"label:\s+kmscore/[0-9a-f]{{8}}/{object_id}\n", text)

@@ -11,7 +11,9 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import cast
 
+import peers
 import pytest
 from custody_helpers import STRACE, child, fast_directory, header_of, new_ref, opened, run_child, sample, syscalls_after_mark
 from pkcs11 import Attribute, KeyType, Mechanism
@@ -21,21 +23,38 @@ from kmscore.custody import templates
 from kmscore.custody.fragments import find_fragments
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import token_lock
-from kmscore.custody.port import Inventory, MaterialRef
-from kmscore.domain.specs import KeySpec, Suite
+from kmscore.custody.port import AeadKey, Inventory, MacKey, MaterialRef, PrivateKey
+from kmscore.custody.templates import Role
+from kmscore.domain.algorithms import HASH_BYTES, WrappingAlgorithm, signing_facts
+from kmscore.domain.specs import SPECS, KeySpec, KeyUsage, Suite
 from kmscore.errors import KmsError
 
 GENERATE = """
-from kmscore.custody.port import Inventory, MaterialRef
-from kmscore.domain.specs import KeySpec, Suite
+from kmscore.custody.port import MaterialRef
+from kmscore.domain.algorithms import WrappingAlgorithm
+from kmscore.domain.specs import SPECS, KeySpec, Suite
+spec = KeySpec(sys.argv[3]) if len(sys.argv) > 3 else KeySpec.AES_256
+suite = Suite.XAES_256_GCM if spec is KeySpec.AES_256 else Suite.NONE
+imported = len(sys.argv) > 4
+ref = MaterialRef(bytes.fromhex(sys.argv[2]), spec, suite, SPECS[spec].usages[0], imported)
 keeper = open_keeper(home, material_known=True)
-mark("generate")
-keeper.generate(MaterialRef(bytes.fromhex(sys.argv[2]), KeySpec.AES_256, Suite.XAES_256_GCM))
+if imported:
+    pair, wrapped = MaterialRef(bytes.fromhex(sys.argv[4]), KeySpec.RSA_2048, Suite.NONE, "UNWRAP"), bytes.fromhex(sys.argv[5])
+    mark("generate")
+    keeper.unwrap(ref, pair, WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_1, wrapped, lambda check_value: None)
+else:
+    mark("generate")
+    keeper.generate(ref)
 mark("generated")
 keeper.close()
 """
+# What is made, and whether it is imported.
+MADE = [
+    *((KeySpec.AES_256, False), (KeySpec.EC_P256, False), (KeySpec.RSA_2048, False), (KeySpec.HMAC_256, False)),
+    *((KeySpec.AES_256, True), (KeySpec.EC_P256, True), (KeySpec.RSA_2048, True)),
+]
 CHANGES = ("ftruncate", "write", "openat")
-POINTS = 24
+POINTS = 24  # of an AES key; of all else fewer
 
 needs_strace = pytest.mark.skipif(STRACE is None, reason="needs strace")
 
@@ -53,29 +72,48 @@ def _files(home: Path) -> Path:
 
 def _works(keeper: HsmKeeper, ref: MaterialRef) -> bool:
     key, header = keeper.load(ref), header_of(ref)
-    return key.decrypt(19, header, key.encrypt(header, header, b"x")) == b"x"
+    if SPECS[ref.spec].is_asymmetric:
+        facts = signing_facts(ref.spec)
+        return len(cast(PrivateKey, key).sign(facts, bytes(HASH_BYTES[facts.hash]))) > 64
+    if ref.suite is Suite.NONE:
+        return len(cast(MacKey, key).mac(b"x")) == 32
+    aead = cast(AeadKey, key)
+    return aead.decrypt(19, header, aead.encrypt(header, header, b"x")) == b"x"
 
 
 @needs_strace
 @pytest.mark.timeout(120)
-def test_killed_at_any_system_call_of_a_generation(home: Path) -> None:
+@pytest.mark.parametrize(
+    ("spec", "imported"), MADE, ids=lambda value: getattr(value, "name", {True: "imported", False: "generated"}.get(value))
+)
+def test_killed_at_any_system_call_of_a_making(home: Path, spec: KeySpec, imported: bool) -> None:
     log = home.parent / "log"
+    pair = new_ref(Suite.NONE, KeySpec.RSA_2048, KeyUsage.UNWRAP)
     with opened(home) as keeper:
-        kept = new_ref()
+        kept, kept_files = new_ref(), 3 if imported else 2
         keeper.generate(kept)
+        arguments = [spec.value]
+        if imported:
+            public = bytes.fromhex(str(keeper.generate(pair)["public_key"]))
+            material = peers.pkcs8(peers.new_private_key(spec.value)) if SPECS[spec].is_asymmetric else os.urandom(32)
+            arguments += [pair.material_id.hex(), peers.wrap(public, WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_1, material).hex()]
+        before = keeper.inventory().materials
     whole = os.urandom(16)
-    assert run_child(GENERATE, home, whole.hex(), strace=["-e", f"trace={','.join(CHANGES)}", "-o", str(log)]).returncode == 0
-    points = sample(syscalls_after_mark(log, "generate", CHANGES), POINTS)
+    trace = ["-e", f"trace={','.join(CHANGES)}", "-o", str(log)]
+    first = run_child(GENERATE, home, whole.hex(), *arguments, strace=trace)
+    assert first.returncode == 0, first.stderr
+    points = sample(syscalls_after_mark(log, "generate", CHANGES), POINTS if spec is KeySpec.AES_256 and not imported else POINTS // 2)
     ids = [os.urandom(16) for _ in points]
 
     def kill_at(point: tuple[str, int], material_id: bytes) -> int:
         options = ["-e", f"trace={point[0]}", "-e", f"inject={point[0]}:signal=KILL:when={point[1]}", "-o", "/dev/null"]
-        return run_child(GENERATE, home, material_id.hex(), strace=options).returncode
+        return run_child(GENERATE, home, material_id.hex(), *arguments, strace=options).returncode
 
     with ThreadPoolExecutor(2) as pool:
         statuses = list(pool.map(kill_at, points, ids))
     assert all(status in (-signal.SIGKILL, 128 + signal.SIGKILL) for status in statuses)
 
+    ref = MaterialRef(whole, spec, new_ref().suite if spec is KeySpec.AES_256 else Suite.NONE, SPECS[spec].usages[0], imported)
     with opened(home, material_known=True) as keeper:
         left = find_fragments(_files(home))
         named = keeper.inventory().materials  # what bears an id is no business of the sweep, however broken
@@ -86,11 +124,11 @@ def test_killed_at_any_system_call_of_a_generation(home: Path) -> None:
         # What the reconciler does with every open intent: destroy by id. Then nothing is left but what was whole.
         for material_id in ids:
             keeper.destroy(material_id)
-        assert keeper.inventory().materials == {kept.material_id, whole}
+        assert keeper.inventory().materials == {*before, whole}
         assert _works(keeper, kept)
-        assert _works(keeper, MaterialRef(whole, KeySpec.AES_256, Suite.XAES_256_GCM))
+        assert _works(keeper, ref)
     objects = [path for path in _files(home).glob("*.object") if path.name != "token.object"]
-    assert len(objects) == 2
+    assert len(objects) == kept_files
     assert {path.with_suffix(".lock") for path in objects} == {path for path in _files(home).glob("*.lock") if path.name != "token.lock"}
 
 
@@ -109,7 +147,8 @@ def test_an_object_that_is_half_made_but_named_cannot_be_used_and_is_destroyed_b
         with pytest.raises(KmsError):
             _works(keeper, ref)
         assert keeper.sweep() == 0
-        assert "LOCAL" in templates.differences(keeper.attributes(ref), templates.expected_of(ref, "test"))
+        expected = templates.expected_of(ref, Role.DERIVE, "test")
+        assert "LOCAL" in templates.differences(keeper.attributes(ref), expected, templates.Dialect())
         keeper.destroy(ref.material_id)
         assert keeper.inventory() == Inventory(frozenset({*keeper.inventory().materials} - {ref.material_id}), ())
 
@@ -168,7 +207,7 @@ def test_nothing_is_made_on_a_disk_that_is_nearly_full(home: Path, monkeypatch: 
     with opened(home) as keeper:
         ref = new_ref()
         keeper.generate(ref)
-        monkeypatch.setattr("kmscore.custody.hsm.free_bytes", lambda path: 1 << 20)
+        monkeypatch.setattr("kmscore.custody.objects.free_bytes", lambda path: 1 << 20)
         with pytest.raises(KmsError) as caught:
             keeper.generate(new_ref())
         assert caught.value.code == "ServiceUnavailableTemporary"
@@ -201,8 +240,8 @@ keeper.destroy(bytes.fromhex(sys.argv[2]))
 def test_a_refused_generation_leaves_a_fragment_that_is_swept(home: Path) -> None:
     with opened(home) as keeper:
         ref = new_ref()
-        template = {**templates.template_for(ref, "test"), Attribute.LOCAL: True}
-        with keeper._session() as session, pytest.raises(PKCS11Error):
+        template = {Attribute.LOCAL: True, **templates.template_for(ref, Role.DERIVE, "test")}
+        with keeper._objects.session() as session, pytest.raises(PKCS11Error):
             session.generate_key(KeyType.AES, 256, mechanism=Mechanism.AES_KEY_GEN, template=template)
         assert len(find_fragments(_files(home))) == 1
         assert keeper.sweep() == 1

@@ -14,15 +14,19 @@ from custody_helpers import MemoryTable, header_of, new_ref, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmscore.custody import files, objectfile
-from kmscore.custody.fake import POINTS, Crash, FakeKeeper, FakeToken, xaes_subkey
+from kmscore.custody import _p11, files, objectfile
+from kmscore.custody.fake import POINTS, Crash, FakeKeeper, FakeToken
+from kmscore.custody.fake_keys import xaes_subkey
 from kmscore.custody.locks import hold, home_lock
 from kmscore.custody.port import MaterialRef
 from kmscore.custody.probe import probe
 from kmscore.custody.software import SoftwareKeeper, load_or_create_root_file
-from kmscore.domain.specs import KeySpec, Suite
+from kmscore.domain.algorithms import WrappingAlgorithm
+from kmscore.domain.specs import KeySpec, KeyUsage, Suite
 from kmscore.errors import KmsError, SetupError
 from kmscore.results import Finding
+
+ALGORITHM = WrappingAlgorithm.RSAES_OAEP_SHA_1
 
 
 def test_write_file_is_whole_and_private(tmp_path: Path) -> None:
@@ -104,6 +108,24 @@ def test_object_files() -> None:
     assert objectfile.parse(_object((0x40000600, 5, struct.pack(">QQ", 1, 0x1104)))) == {0x40000600: struct.pack(">Q", 0x1104)}
 
 
+def test_a_key_file_is_whole_with_its_last_attribute(tmp_path: Path) -> None:
+    number = struct.pack(">Q", 3)
+    parts = [(0, 2, number), (0x11, 3, _text(b"value")), (0x102, 3, _text(b"id")), (0x40000600, 5, struct.pack(">QQ", 1, 0x1041))]
+    path = tmp_path / "x.object"
+    assert objectfile.is_whole(path)  # its maker destroyed it
+    whole = _object(*parts)
+    path.write_bytes(whole)
+    assert objectfile.is_whole(path)
+    for size in range(len(whole)):  # between two attributes, too
+        path.write_bytes(whole[:size])
+        assert not objectfile.is_whole(path)
+    for missing in (1, 2):
+        path.write_bytes(_object(*(part for at, part in enumerate(parts) if at != missing)))
+        assert not objectfile.is_whole(path)
+    path.write_bytes(_object((0, 2, struct.pack(">Q", 1)), *parts[1:3]))  # a certificate of somebody's
+    assert objectfile.is_whole(path)
+
+
 @given(st.binary(max_size=400))
 def test_object_files_of_any_bytes_are_no_tokens_and_no_crash(data: bytes) -> None:
     assert objectfile.parse_token(data) is None
@@ -125,26 +147,33 @@ def test_a_fake_crashes_at_every_step_and_the_token_remembers() -> None:
 
     def life(token: FakeToken) -> None:
         keeper = FakeKeeper(token)
-        ref = new_ref()
+        ref, imported = new_ref(), new_ref(imported=True)
         keeper.generate(ref)
         keeper.load(ref)
         keeper.destroy(ref.material_id)
         keeper.inventory()
         keeper.sweep()
+        keeper.unwrap(imported, pair, ALGORITHM, wrapped, lambda _: None)
 
-    through = FakeToken()
+    def token_with_pair() -> FakeToken:
+        token = FakeToken(objects={pair.material_id: made.objects[pair.material_id]})
+        token.faults.clear()
+        return token
+
+    pair, made = new_ref(Suite.NONE, KeySpec.RSA_2048, KeyUsage.UNWRAP), FakeToken()
+    public = bytes.fromhex(str(FakeKeeper(made).generate(pair)["public_key"]))
+    wrapped = _p11.oaep_encrypt(public, ALGORITHM.hash, bytes(32))
+    through = token_with_pair()
     life(through)
-    assert tuple(through.faults.passed) == tuple(
-        sorted(through.faults.passed, key=lambda point: [*POINTS[:4], *POINTS[7:9], *POINTS[4:7], *POINTS[9:]].index(point))
-    )
+    assert len(through.faults.passed) == len(POINTS)
     assert set(through.faults.passed) == set(POINTS)
     left = {}
     for step, point in enumerate(through.faults.passed):
-        token = FakeToken()
+        token = token_with_pair()
         token.faults.crash_at_step(step)
         with pytest.raises(Crash):
             life(token)
-        values = [thing.value is not None for thing in token.objects.values()]
+        values = [thing.value is not None for material_id, thing in token.objects.items() if material_id != pair.material_id]
         left[point] = (token.fragments, values)
         restarted = FakeKeeper(token)
         for material_id in restarted.inventory().materials:
@@ -155,7 +184,8 @@ def test_a_fake_crashes_at_every_step_and_the_token_remembers() -> None:
     assert left["generate.fragment"] == (1, [])
     assert left["generate.half"] == (0, [False])
     assert left["generate.after"] == left["destroy.before"] == (0, [True])
-    assert left["destroy.during"] == left["destroy.after"] == (0, [])
+    assert left["destroy.during"] == left["destroy.after"] == left["unwrap.before"] == (0, [])
+    assert left["unwrap.after"] == (0, [True])
 
 
 def test_a_fake_fails_stalls_and_stays_busy() -> None:
