@@ -7,26 +7,18 @@ state a key is then. Every ciphertext is also opened with the material itself, b
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
+from datetime import datetime, timedelta
 
 import peers
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, initialize, invariant, precondition, rule
 from independent import decode
+from machines import START, Machine, run
 
-from kmscore import FixedClock, KmsError
-from kmscore.bootstrap import open_kms
-from kmscore.custody.fake import FakeKeeper, FakeToken
 from kmscore.results import ImportParameters
 
-START = datetime(2030, 1, 1, tzinfo=UTC)
 MATERIALS = [os.urandom(32) for _ in range(3)]
 ALGORITHM = "RSAES_OAEP_SHA_1"
 
@@ -67,35 +59,13 @@ class Model:
         return self.delete_at is not None and now >= self.delete_at
 
 
-class ImportMachine(RuleBasedStateMachine):
+class ImportMachine(Machine):
     keys = Bundle("keys")
     blobs = Bundle("blobs")
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp(prefix="kms-imports-"))
-        self.clock = FixedClock(START)
-        self.token = FakeToken()
         self.models: dict[str, Model] = {}
-        self.open()
-
-    def open(self) -> None:
-        self.kms = open_kms(self.home, clock=self.clock, hsm=FakeKeeper(self.token), import_failure_seconds=0.0001)
-
-    def teardown(self) -> None:
-        self.kms.close()
-        shutil.rmtree(self.home)
-
-    def expect(self, code: str | None, call: Any) -> Any:
-        if code is None:
-            return call()
-        with pytest.raises(KmsError) as refused:
-            call()
-        assert refused.value.code == code, refused.value
-        return None
-
-    def now(self) -> datetime:
-        return self.clock.now()
 
     def offer(self, model: Model) -> ImportParameters:
         if model.offer is None or self.now() >= model.offer.token_expire_time:
@@ -286,18 +256,11 @@ class ImportMachine(RuleBasedStateMachine):
                 assert found == states.get(state, set())
 
 
-def run(examples: int, steps: int) -> None:
-    chosen = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-    run_state_machine_as_test(ImportMachine, settings=chosen)
-
-
 def test_imports_on_the_fake_token() -> None:
-    run(examples=25, steps=40)
+    run(ImportMachine, examples=25, steps=40)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_imports_on_the_fake_token_at_length() -> None:
-    run(examples=120, steps=60)
+    run(ImportMachine, examples=120, steps=60)

@@ -5,23 +5,14 @@ The model knows the documented rules only: states, dates, which ciphertext must 
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any, ClassVar
+from datetime import datetime, timedelta
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
+from hypothesis.stateful import Bundle, consumes, invariant, rule
+from machines import START, Machine, run
 
-from kmscore import FixedClock, KmsError
-from kmscore.bootstrap import open_kms
-from kmscore.custody.fake import FakeKeeper, FakeToken
-
-START = datetime(2030, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 
 
@@ -47,39 +38,13 @@ class Model:
 USE = {"Enabled": None, "Disabled": "Rejected.Disabled", "PendingDeletion": "Rejected.PendingDeletion"}
 
 
-class EngineMachine(RuleBasedStateMachine):
+class EngineMachine(Machine):
     keys = Bundle("keys")
     blobs = Bundle("blobs")
-    fake: ClassVar[bool]
 
     def __init__(self) -> None:
         super().__init__()
-        self.home = Path(tempfile.mkdtemp(prefix="kms-machine-"))
-        self.clock = FixedClock(START)
-        self.token = FakeToken()
         self.models: dict[str, Model] = {}
-        self.open()
-
-    def open(self) -> None:
-        hsm = FakeKeeper(self.token) if self.fake else None
-        # Whole-machine waits have no place in a single-process model.
-        self.kms = open_kms(self.home, clock=self.clock, hsm=hsm)
-
-    def teardown(self) -> None:
-        self.kms.close()
-        shutil.rmtree(self.home)
-
-    def expect(self, code: str | None, call: Any) -> Any:
-        """Call; the answer when `code` is None, else the call must be refused with it."""
-        if code is None:
-            return call()
-        with pytest.raises(KmsError) as refused:
-            call()
-        assert refused.value.code == code, refused.value
-        return None
-
-    def now(self) -> datetime:
-        return self.clock.now()
 
     def use_code(self, model: Model) -> str | None:
         return "Forbidden.KeyNotFound" if model.gone(self.now()) else USE[model.state()]
@@ -240,27 +205,23 @@ class EngineMachine(RuleBasedStateMachine):
             assert {tag.tag_key: tag.tag_value for tag in self.kms.list_resource_tags(model.key_id)} == model.tags
 
 
-def run(fake: bool, examples: int, steps: int) -> None:
-    machine = type("Machine", (EngineMachine,), {"fake": fake})
-    chosen = settings(
-        max_examples=examples, stateful_step_count=steps, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck)
-    )
-    run_state_machine_as_test(machine, settings=chosen)
+class OnARealToken(EngineMachine):
+    fake = False
 
 
 def test_on_the_fake_token() -> None:
-    run(fake=True, examples=30, steps=50)
+    run(EngineMachine, examples=30, steps=50)
 
 
 def test_on_a_real_token() -> None:
-    run(fake=False, examples=10, steps=40)
+    run(OnARealToken, examples=10, steps=40)
 
 
 @pytest.mark.slow
 def test_on_the_fake_token_at_length() -> None:
-    run(fake=True, examples=200, steps=80)
+    run(EngineMachine, examples=200, steps=80)
 
 
 @pytest.mark.slow
 def test_on_a_real_token_at_length() -> None:
-    run(fake=False, examples=40, steps=80)
+    run(OnARealToken, examples=40, steps=80)
