@@ -181,17 +181,21 @@ def oaep_open(pkcs8: bytes, hash_name: str, ciphertext: bytes) -> bytes:
     return key.decrypt(ciphertext, padding.OAEP(padding.MGF1(_HASHES[hash_name]), _HASHES[hash_name], None))
 
 
-def parse_private(pkcs8: bytes) -> PrivateKey:
-    """Raises ValueError for bytes that are no RSA or EC key."""
-    key = serialization.load_der_private_key(pkcs8, None)
+def parse_private(pkcs8: bytes, *, known_good: bool = True) -> PrivateKey:
+    """Raises ValueError for bytes that are no RSA or EC key. Whether an RSA key is consistent takes up to seconds to see."""
+    key = serialization.load_der_private_key(pkcs8, None, unsafe_skip_rsa_key_validation=known_good)
     if not isinstance(key, rsa.RSAPrivateKey | ec.EllipticCurvePrivateKey):
         raise ValueError("neither RSA nor EC")
     return key
 
 
-def public_of(pkcs8: bytes) -> bytes:
+def public_of(pkcs8: bytes, *, known_good: bool = True) -> bytes:
     """SubjectPublicKeyInfo, DER."""
-    return parse_private(pkcs8).public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return (
+        parse_private(pkcs8, known_good=known_good)
+        .public_key()
+        .public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    )
 
 
 def aes_block(key: bytes, data: bytes) -> bytes:

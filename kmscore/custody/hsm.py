@@ -15,7 +15,7 @@ from pkcs11.types import UnwrapMixin
 from kmscore.custody import module, templates
 from kmscore.custody.ability import Ability
 from kmscore.custody.hsm_keys import key_on, role_by_trial
-from kmscore.custody.making import Maker
+from kmscore.custody.making import Maker, is_slow, upset_by_others
 from kmscore.custody.objects import OpenToken, TokenObjects
 from kmscore.custody.port import Accept, AeadKey, Buffer, Facts, Inventory, Loaded, MacKey, MaterialRef, PrivateKey
 from kmscore.custody.selftest import self_test
@@ -52,7 +52,7 @@ class HsmKeeper:
         softhsm = "softhsm" in f"{info['manufacturer']} {info['model']}".lower()
         self._objects = TokenObjects(opened, instance_id, hides_survivors=softhsm)
         self._maker = Maker(self._objects, self.mechanisms, instance_id)
-        self._unwrapper = Unwrapper(self.token, self.mechanisms)
+        self._unwrapper = Unwrapper(self.token, self.mechanisms, self._objects.lock)
         self._ability = Ability(self._objects, self.token, self._unwrapper, mechanisms)
         self._closed = False
 
@@ -94,8 +94,17 @@ class HsmKeeper:
         """
         role = self._role(ref)
         self._objects.check_space()
+        try:
+            return self._generate(ref, role, alone=not is_slow(role))
+        except KmsError as error:
+            if not (is_slow(role) and upset_by_others(error)):
+                raise
+        self.destroy(ref.material_id)  # nothing of it is left, so the id is as fresh as before
+        return self._generate(ref, role, alone=True)
+
+    def _generate(self, ref: MaterialRef, role: Role, *, alone: bool) -> Facts:
         with self._objects.mutation(), self._objects.session() as session:
-            public = self._maker.generate(session, ref, role)
+            public = self._maker.generate(session, ref, role, alone=alone)
         facts = self._verified(ref, role, public)
         self._objects.barrier()
         return facts

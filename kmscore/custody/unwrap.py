@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import cast
 
@@ -62,19 +62,21 @@ class Proof:
 class Unwrapper:
     """Thread-safe: all state is in the sessions of the callers."""
 
-    def __init__(self, token: _p11.Token, mechanisms: Collection[int]) -> None:
+    def __init__(self, token: _p11.Token, mechanisms: Collection[int], lock: AbstractContextManager[object]) -> None:
+        """`lock` keeps look-ups of others away from each C_UnwrapKey (TokenObjects.lock): it takes some milliseconds."""
         self._token = token
+        self._lock = lock
         self._kwp = next((mechanism for mechanism in templates.KWP if mechanism in mechanisms), None)
 
     def unwrap(self, wrapped: Wrapped, template: Template) -> Object:
         """C_UnwrapKey into an object of `template`, a session object or one that stays. Raises TokenError."""
         algorithm, data = wrapped.algorithm, wrapped.data
         if not algorithm.two_step:
-            return _first_step(wrapped, data, template)
+            return self._first_step(wrapped, data, template)
         if self._kwp is None:
             raise TokenError(0x70, "C_UnwrapKey", "CKR_MECHANISM_INVALID", "InternalFailure")
-        kek = _first_step(wrapped, data[: wrapped.modulus_bytes], passing_template(Role.KEK, KeySpec.AES_256))
-        return _unwrap_key(cast(UnwrapMixin, kek), data[wrapped.modulus_bytes :], template, self._kwp, None)
+        kek = self._first_step(wrapped, data[: wrapped.modulus_bytes], passing_template(Role.KEK, KeySpec.AES_256))
+        return self._unwrap_key(cast(UnwrapMixin, kek), data[wrapped.modulus_bytes :], template, self._kwp, None)
 
     def prove(self, wrapped: Wrapped, ref: MaterialRef, role: Role) -> Proof:
         """That the material is of `ref`, in session objects. Raises InvalidKeyMaterial, or TokenError when the token is out of order."""
@@ -147,6 +149,23 @@ class Unwrapper:
             return False
         return True
 
+    def _first_step(self, wrapped: Wrapped, data: bytes, template: Template) -> Object:
+        """What the pair itself unwraps."""
+        hash_name = wrapped.algorithm.hash
+        mechanism, parameter = (Mechanism.RSA_PKCS_OAEP, _OAEP[hash_name]) if hash_name else (Mechanism.RSA_PKCS, None)
+        return self._unwrap_key(wrapped.key, data, template, mechanism, parameter)
+
+    def _unwrap_key(self, key: UnwrapMixin, data: bytes, template: Template, mechanism: Mechanism, parameter: object) -> Object:
+        with self._lock, calling("C_UnwrapKey"):
+            return key.unwrap_key(
+                ObjectClass(int(cast(int, template[Attribute.CLASS]))),
+                KeyType(int(cast(int, template[Attribute.KEY_TYPE]))),
+                data,
+                mechanism=mechanism,
+                mechanism_param=parameter,  # type: ignore[arg-type]
+                template=cast(dict[Attribute, object], template),
+            )
+
     def _public_of(self, thing: Object, spec: KeySpec) -> bytes:
         if SPECS[spec].family is Family.RSA:
             return public_of(thing, spec)
@@ -167,25 +186,6 @@ class Unwrapper:
 def session_pair(session: Session, role: Role, spec: KeySpec = SESSION_PAIR) -> tuple[Object, bytes]:
     """A pair that ends with its session, and its public key. Raises TokenError."""
     return make(session, role, spec, passing_template(role, spec))
-
-
-def _first_step(wrapped: Wrapped, data: bytes, template: Template) -> Object:
-    """What the pair itself unwraps."""
-    hash_name = wrapped.algorithm.hash
-    mechanism, parameter = (Mechanism.RSA_PKCS_OAEP, _OAEP[hash_name]) if hash_name else (Mechanism.RSA_PKCS, None)
-    return _unwrap_key(wrapped.key, data, template, mechanism, parameter)
-
-
-def _unwrap_key(key: UnwrapMixin, data: bytes, template: Template, mechanism: Mechanism, parameter: object) -> Object:
-    with calling("C_UnwrapKey"):
-        return key.unwrap_key(
-            ObjectClass(int(cast(int, template[Attribute.CLASS]))),
-            KeyType(int(cast(int, template[Attribute.KEY_TYPE]))),
-            data,
-            mechanism=mechanism,
-            mechanism_param=parameter,  # type: ignore[arg-type]
-            template=cast(dict[Attribute, object], template),
-        )
 
 
 def _check_value(key: bytes) -> bytes:

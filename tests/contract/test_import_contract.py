@@ -24,8 +24,15 @@ from kmscore.domain.specs import HEADER_BYTES, SPECS, Family, KeySpec, KeyUsage,
 from kmscore.errors import KmsError, bad_material
 
 PUBLIC = PublicKeyOperations()
-IMPORTABLE = [(spec, usage, algorithm) for spec, facts in SPECS.items() for usage in facts.usages for algorithm in fitting(spec)]
 TWO_STEP = WrappingAlgorithm.RSA_AES_KEY_WRAP_SHA_1
+# All, but of the longer RSA keys, which are slow to make, one way each.
+IMPORTABLE = [
+    (spec, usage, algorithm)
+    for spec, facts in SPECS.items()
+    for usage in facts.usages
+    for algorithm in fitting(spec)
+    if spec not in (KeySpec.RSA_3072, KeySpec.RSA_4096) or (usage, algorithm) == (facts.usages[0], TWO_STEP)
+]
 ONE_STEP = WrappingAlgorithm.RSAES_OAEP_SHA_1
 Accepted = list[bytes]
 
@@ -55,8 +62,9 @@ def test_which_algorithms_fit_which_material(bench: Bench) -> None:
                 usage = bench.keeper.wrapping_usage(algorithm, spec)
             except KmsError as error:
                 assert error.code == "InvalidParameter"
-                # What the token lacks is told by name. SoftHSM has no RSAES-OAEP with SHA-256, NSS takes no private keys into one role.
-                lacks = (bench.kind == "hsm" and algorithm.hash == "SHA-256") or (bench.kind == "nss" and SPECS[spec].is_asymmetric)
+                # What the token lacks is told by name. SoftHSM has no RSAES-OAEP with SHA-256; NSS takes no private keys into one role,
+                # and makes up bytes where the padding of PKCS #1 v1.5 is wrong.
+                lacks = {"hsm": algorithm.hash == "SHA-256", "nss": SPECS[spec].is_asymmetric or not algorithm.hash}.get(bench.kind)
                 assert not fits or lacks
                 if bench.kind == "hsm" and fits:
                     assert "RSA_AES_KEY_WRAP_SHA_1" in error.message
@@ -83,7 +91,7 @@ def test_import(bench: Bench, pair: MaterialRef, spec: KeySpec, usage: KeyUsage,
         assert ref.material_id in keeper.inventory().materials
         key = keeper.load(ref)
         if SPECS[spec].is_asymmetric:
-            assert ref.public_key == peers.spki(serialization.load_der_private_key(material, None))
+            assert ref.public_key == peers.spki(serialization.load_der_private_key(material, None, unsafe_skip_rsa_key_validation=True))
             assert works(key, ref)
         else:
             header = header_of(ref)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import peers
@@ -64,7 +65,7 @@ def private(rig: Rig, pkcs8: bytes) -> Any:
 
 class Unwraps:
     def __init__(self, rig: Rig, key: Any, algorithm: WrappingAlgorithm) -> None:
-        self._unwrapper = Unwrapper(rig.token, [Mechanism[name.removeprefix("CKM_")] for name in MECHANISMS])
+        self._unwrapper = Unwrapper(rig.token, [Mechanism[name.removeprefix("CKM_")] for name in MECHANISMS], nullcontext())
         self._come = (rig.control, key, 256, algorithm)
 
     def __call__(self, data: bytes) -> bytes | None:
