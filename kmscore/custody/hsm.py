@@ -97,9 +97,9 @@ class HsmKeeper:
         try:
             return self._generate(ref, role, alone=not is_slow(role))
         except KmsError as error:
-            if not (is_slow(role) and upset_by_others(error)):
+            if not (is_slow(role) and upset_by_others(error)) or self._objects.holds(ref.material_id):
                 raise
-        self.destroy(ref.material_id)  # nothing of it is left, so the id is as fresh as before
+        # Nothing came of it, so the id is as fresh as before.
         return self._generate(ref, role, alone=True)
 
     def _generate(self, ref: MaterialRef, role: Role, *, alone: bool) -> Facts:
@@ -112,11 +112,13 @@ class HsmKeeper:
     def unwrap(self, ref: MaterialRef, pair: MaterialRef, algorithm: WrappingAlgorithm, wrapped: Buffer, accept: Accept) -> Facts:
         """C_UnwrapKey into session objects that prove the material, `accept`, C_UnwrapKey into the one that stays, and on as `generate`."""
         role = self._role(ref)
+        host = pair.usage is KeyUsage.ENCRYPT_DECRYPT
+        if host and not self._allow_host_unwrap:  # it was allowed when the offer was made
+            self.wrapping_usage(algorithm, ref.spec)
         self._objects.check_space()
         with self._objects.session() as session:
             key = self._objects.only(session, pair.material_id)
             come = Wrapped(session, cast(UnwrapMixin, key), SPECS[pair.spec].bytes, algorithm, bytes(wrapped))
-            host = pair.usage is KeyUsage.ENCRYPT_DECRYPT
             if host:
                 come = self._unwrapper.through_host(come, int(key.handle or 0))
             proof = self._unwrapper.prove(come, ref, role)

@@ -96,6 +96,12 @@ class TokenObjects:
         with self.lock, calling("C_FindObjects"):
             return list(session.get_objects({Attribute.ID: material_id}))
 
+    def holds(self, material_id: bytes) -> bool:
+        """Whether a fresh session finds anything with this id."""
+        self.look_again()
+        with self.session() as session:
+            return bool(self.find(session, material_id))
+
     def only(self, session: Session, material_id: bytes) -> Object:
         """The one object of a material. Raises Rejected.Unavailable."""
         return self._one(self.find(session, material_id))

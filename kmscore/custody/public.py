@@ -29,7 +29,8 @@ _HASHES: dict[str, hashes.HashAlgorithm] = {
     "SHA-384": hashes.SHA384(),
     "SHA-512": hashes.SHA512(),
 }
-_LEAST_EXPONENT = 65537  # FIPS 186-5 appendix A.1.1
+_LEAST_EXPONENT, _MOST_EXPONENT_BITS = 65537, 256  # FIPS 186-5 appendix A.1.1
+_MOST_SPKI_BYTES = 1024  # of RSA-4096 with the longest exponent: 582
 _RSA_BITS = range(2048, 4096 + 1)
 # Parsed keys by their DER: parsing takes longer than verifying with P-256.
 _PARSED_KEYS = 1024
@@ -65,25 +66,37 @@ class PublicKeyOperations:
         return _p11.oaep_encrypt(public_key, facts.hash, cast(Buffer | _p11.Secret, plaintext))
 
     def rsa_bits(self, public_key: bytes) -> int:
-        """Modulus bits of a caller's RSA key; 0 for bytes that are no RSA public key of 2,048 to 4,096 bits."""
+        """Modulus bits of a caller's RSA key; 0 for bytes that are no RSA public key of 2,048 to 4,096 bits.
+
+        Strict, and not remembered: they may be anything. The numbers are in the range of FIPS 186-5 appendix A.1.1.
+        """
+        if len(public_key) > _MOST_SPKI_BYTES:
+            return 0
         try:
-            key = parse(public_key)
+            key = _parse(public_key)
         except (ValueError, UnsupportedAlgorithm):
             return 0
-        return key.key_size if isinstance(key, rsa.RSAPublicKey) and key.key_size in _RSA_BITS else 0
+        if not isinstance(key, rsa.RSAPublicKey) or key.key_size not in _RSA_BITS or _spki(key) != public_key:
+            return 0
+        numbers = key.public_numbers()
+        sound = numbers.n % 2 and numbers.e % 2 and _LEAST_EXPONENT <= numbers.e < 1 << _MOST_EXPONENT_BITS
+        return key.key_size if sound else 0
 
     def pem(self, public_key: bytes) -> str:
         """The key as PEM (RFC 7468)."""
         return parse(public_key).public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-@lru_cache(_PARSED_KEYS)
-def parse(public_key: bytes) -> Key:
+def _parse(public_key: bytes) -> Key:
     """The key in a SubjectPublicKeyInfo (DER). Raises ValueError or UnsupportedAlgorithm for anything else."""
     key = serialization.load_der_public_key(public_key)
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise ValueError("neither RSA nor EC")
     return key
+
+
+parse = lru_cache(_PARSED_KEYS)(_parse)
+"""As _parse, of keys that are our own: they come again and again."""
 
 
 def rsa_spki(modulus: bytes, exponent: bytes) -> bytes:

@@ -102,13 +102,13 @@ class Key(BaseAggregate[str]):
         if self.origin is not Origin.EXTERNAL:
             raise KmsError("Unsupported.Origin", "This key origin is not valid for this api.")
 
-    def check_import(self, operation: str, offer: str, primary_at: datetime, now: datetime) -> None:
-        """Before an attempt is opened. Raises InvalidImportToken once too many attempts through `offer` failed."""
+    def check_import(self, operation: str, offer: str, primary_at: datetime | None, now: datetime) -> None:
+        """Before an attempt is opened; `primary_at` None: at once. Raises InvalidImportToken once too many attempts by `offer` failed."""
         self.check(operation, now)
         self.require_external()
         if self.failed_imports.get(offer, 0) >= MAX_FAILED_IMPORTS:
             raise invalid_import_token()
-        if operation == "ImportNextKeyMaterial" and any(primary_at < version.primary_at for version in self.versions):
+        if operation == "ImportNextKeyMaterial" and any((primary_at or now) < version.primary_at for version in self.versions):
             raise invalid("KeyMaterialActivateUnix", "Each material follows the one that was imported before it.")
 
     def version_of(self, digest: str, *, following: bool) -> Version | None:
@@ -124,10 +124,13 @@ class Key(BaseAggregate[str]):
     def material_imported(self, attempt: Attempt, found: Imported, by: By) -> None:
         """The outcome of an attempt at import: a new version, or the material of an old one is there again, or has a new expiry.
 
-        A key that waited for its material becomes Enabled; one that was disabled meanwhile stays so (DECISIONS 32).
+        A key that waited for its material becomes Enabled; one that is disabled and has its material stays so (DECISIONS 32).
         """
         waited = self.state(by.now) is KeyState.PENDING_IMPORT
         same = next((version for version in self.versions if version.digest == found.digest), None)
+        if same is not None and same.held and found.lost:
+            self.trigger_event(events.MaterialDeleted, material_ids=[same.material_id], **by.fields)
+            same = self.get_version(same.version_id)
         material_id = attempt.material_id
         if same is not None and same.held:  # nothing was made: it is there
             self.material_abandoned(bytes.fromhex(material_id), by)
@@ -139,7 +142,7 @@ class Key(BaseAggregate[str]):
             facts=dict(found.facts),
             digest=found.digest,
             expires_at=found.expires_at,
-            primary_at=same.primary_at if same is not None else found.primary_at,
+            primary_at=same.primary_at if same is not None else found.primary_at or by.now,
             offer=attempt.offer,
             **by.fields,
         )
@@ -186,11 +189,16 @@ class Key(BaseAggregate[str]):
         return self.delete_at is not None and now >= self.delete_at
 
     def state(self, now: datetime) -> KeyState:
+        primary = self.primary(now)
+        if self.delete_at is None and (primary is None or not primary.usable(now)):
+            return KeyState.PENDING_IMPORT
+        return self.state_with_material
+
+    @property
+    def state_with_material(self) -> KeyState:
+        """The state as far as events alone decide it, and not the time that imported material has."""
         if self.delete_at is not None:
             return KeyState.PENDING_DELETION
-        primary = self.primary(now)
-        if primary is None or not primary.usable(now):
-            return KeyState.PENDING_IMPORT
         return KeyState.ENABLED if self.enabled else KeyState.DISABLED
 
     def primary(self, now: datetime) -> Version | None:

@@ -33,7 +33,10 @@ class Version:
 
     def usable(self, now: datetime) -> bool:
         """Whether its material may be used: also where no scheduler has recorded an expiry yet."""
-        return self.held and (self.expires_at is None or now < self.expires_at)
+        return self.held and self.in_time(now)
+
+    def in_time(self, now: datetime) -> bool:
+        return self.expires_at is None or now < self.expires_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +62,16 @@ class NewMaterial:
 
 @dataclass(frozen=True, slots=True)
 class Imported:
-    """What an import found and what its caller wants of it. `digest` is 64 hex digits."""
+    """What an import found and what its caller wants of it. `digest` is 64 hex digits; `primary_at` None: at once.
+
+    `lost`: the custody no longer has what the key's events say it has; what came now takes its place.
+    """
 
     facts: Mapping[str, str | int | bool]
     digest: str
     expires_at: datetime | None
-    primary_at: datetime
+    primary_at: datetime | None
+    lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)

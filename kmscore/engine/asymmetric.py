@@ -91,7 +91,7 @@ class Asymmetric:
         return secret, use
 
     def public_key(self, reference: str, version_id: str) -> PublicKey:
-        key = self._ring.view(reference)
+        key = self._ring.view(reference, "GetPublicKey")
         if not SPECS[key.spec].is_asymmetric:
             raise KmsError("Rejected.UnsupportedOperation", "Only asymmetric keys have a public key.")
         use = self._ring.to_use(reference, required(version_id, "KeyVersionId"), key.usage, "GetPublicKey")

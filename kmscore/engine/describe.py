@@ -35,7 +35,8 @@ def key_metadata(key: Key, place: Place, now: datetime, *, with_protection: bool
         rotation_interval=f"{key.rotation_seconds}s" if key.rotation_seconds else None,
         next_rotation_date=key.next_rotation_at(now),
         delete_date=key.delete_at,
-        material_expire_time=primary.expires_at if primary else None,
+        # Kept after it is over, until the material comes again (DECISIONS 12); gone with material that was deleted before.
+        material_expire_time=primary.expires_at if primary and (primary.held or not primary.in_time(now)) else None,
         deletion_protection=("Enabled" if key.protected else "Disabled") if with_protection else None,
         deletion_protection_description=(key.protection_description or None) if with_protection else None,
     )

@@ -57,10 +57,10 @@ class DueWork:
             NOTE_PRIMARY: self._note_primary,
         }
         now = self._clock.now()
-        after = (-1, "")
+        after = (-1, "", "")
         while (page := self._queries.due(now, PAGE, after)) and not stop():
             for due_at, key_id, kind in page:
-                after = (due_at, key_id)
+                after = (due_at, key_id, kind)
                 if not stop():
                     attempt(kind, work[kind], key_id)
         for intent in self._queries.open_intents():

@@ -121,31 +121,39 @@ class Effects:
         Every step may be repeated; nothing is acknowledged before the last. Waits at most `eviction_wait` seconds for other processes to
         let go; raises ServiceUnavailableTemporary when they did not.
         """
-        generation = self.announce()
-        self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
+        waited_for: object = None
         while True:
             key = self._store.key(key_id)
             assert key is not None
             ends = key.destruction_started
             if key.destroyed or not (ends or key.doomed_materials):
                 return
+            if waited_for != (ends, key.doomed_materials):  # at first, and when another removal came in between
+                generation = self.announce()
+                self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
+                waited_for = ends, key.doomed_materials
+                continue
             for material_id in sorted(key.doomed_materials):
                 keeper.destroy(bytes.fromhex(material_id))  # D3, D4
             by = now()
             key.finish_removal(by)
-            names = self._queries.aliases_of(key_id) if ends else []
-            aliases = [alias for name in names if (alias := self._released(name, key_id, by))]
             with suppress(Conflict):  # someone finished it first, or moved an alias: look again
-                self._store.append(key, *aliases)  # D5
+                self._store.append(key, *(self._dependants(key_id, by) if ends else ()))  # D5
                 self.announce()
                 return
 
-    def _released(self, name: str, key_id: str, by: By) -> Alias | None:
-        alias = self._store.alias(name)
-        if alias is None or alias.key_id != key_id:
-            return None
-        alias.delete(by)
-        return alias
+    def _dependants(self, key_id: str, by: By) -> Iterator[Key | Alias]:
+        """What goes with a key: its aliases, and the pairs of its import offers, which are due from then on."""
+        for name in self._queries.aliases_of(key_id):
+            alias = self._store.alias(name)
+            if alias is not None and alias.key_id == key_id:
+                alias.delete(by)
+                yield alias
+        for offer, _ in self._queries.live_imports(key_id):
+            pair = self._store.key(offer)
+            if pair is not None:
+                pair.end_now(by)
+                yield pair
 
     # --- recovery ----------------------------------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from kmscore.domain.specs import KeySpec, Origin, ProtectionLevel
 from kmscore.domain.versions import Imported, NewKey
 from kmscore.engine.arguments import buffer, choice, required
 from kmscore.engine.effects import Effects
+from kmscore.engine.keyring import material_ref
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.seals import Digests, TokenSeal
 from kmscore.errors import KmsError, bad_material, invalid, invalid_import_token
@@ -74,27 +75,36 @@ class Importing:
         key.check("GetParametersForImport", now)
         key.require_external()
         usage = keeper_at(self._keepers, key.level).wrapping_usage(algorithm, key.spec)
-        self._make_room(key_id, now)
+        if self._live_offers(key_id, now) >= MAX_OFFERS:
+            raise too_many_offers()
         offer = import_prefix(key_id) + self._ids.command_id()
         expires_at = (now + VALIDITY).replace(microsecond=0)
         new = NewKey(spec, usage, Origin.KMS, key.level, self._creator, system=True)
-        pair = self._lifecycle.create(new, offer, expires_at).primary(now)
+        try:
+            pair = self._lifecycle.create(new, offer, expires_at).primary(now)
+            if self._live_offers(key_id, now) > MAX_OFFERS:  # others asked at the same time
+                raise too_many_offers()
+        except KmsError:
+            self._end(offer)
+            raise
         assert pair is not None
         claims = ImportClaims(offer, algorithm, expires_at)
         return ImportParameters(key_id, self._seal.seal(key_id, claims), pair.public_key, expires_at)
 
-    def _make_room(self, key_id: str, now: datetime) -> None:
-        """Clear away offers whose time is over, where no scheduler has. Raises Rejected.LimitExceeded at 8 live ones."""
+    def _live_offers(self, key_id: str, now: datetime) -> int:
+        """How many there are; those whose time is over, or whose pair never came to be, are cleared away, where no scheduler has."""
         live = 0
         for offer, _ in self._queries.live_imports(key_id):
             pair = self._store.key(offer)
-            if pair is not None and pair.due_for_deletion(now):
-                with suppress(KmsError):  # it is due, and destroyed later
-                    self._lifecycle.destroy(offer, 0)
+            if pair is None or pair.due_for_deletion(now) or (pair.settled and not pair.versions):
+                self._end(offer)
             else:
                 live += 1
-        if live >= MAX_OFFERS:
-            raise KmsError("Rejected.LimitExceeded", f"A key has at most {MAX_OFFERS} import tokens at a time; each ends after 24 hours.")
+        return live
+
+    def _end(self, offer: str) -> None:
+        with suppress(KmsError):  # what cannot be destroyed now is destroyed when its time is over
+            self._lifecycle.destroy(offer, 0, early=True)
 
     # --- import ------------------------------------------------------------------------------------------------------------------
 
@@ -108,8 +118,8 @@ class Importing:
         given = buffer(token, "ImportToken")
         now = self._lifecycle.by().now
         expires_at = _instant(expire_unix, "KeyMaterialExpireUnix", now)
-        primary_at = _instant(activate_unix, "KeyMaterialActivateUnix", now) or now
-        if expires_at is not None and expires_at <= primary_at:
+        primary_at = _instant(activate_unix, "KeyMaterialActivateUnix", now)
+        if expires_at is not None and primary_at is not None and expires_at <= primary_at:
             raise invalid("KeyMaterialExpireUnix", "It must be after the material becomes primary.")
         key = self._lifecycle.load(key_id)
         key.check(operation, now)
@@ -124,13 +134,15 @@ class Importing:
         except KmsError as error:
             if error.code == "InvalidKeyMaterial":
                 self._after_failure(key_id, claims.offer)
-                _even_out(started, self._failure_seconds)
+                # Private keys take longer, and how long tells what was in them.
+                _even_out(started, self._failure_seconds * (10 if claims.algorithm.two_step else 1))
             raise
 
     def _import(
-        self, key_id: str, operation: str, data: bytes, claims: ImportClaims, expires_at: datetime | None, primary_at: datetime
+        self, key_id: str, operation: str, data: bytes, claims: ImportClaims, expires_at: datetime | None, primary_at: datetime | None
     ) -> None:
         following = operation == "ImportNextKeyMaterial"
+        lost = False
 
         def check(key: Key, by: By) -> None:
             key.check_import(operation, claims.offer, primary_at, by.now)
@@ -142,11 +154,13 @@ class Importing:
             assert attempt is not None
 
             def accept(check_value: bytes) -> None:
-                nonlocal digest
+                nonlocal digest, lost
                 digest = self._digests.of(key_id, key.spec, check_value)
                 same = key.version_of(digest, following=following)
                 if same is not None and same.held:
-                    raise AlreadyHeld
+                    lost = not _in_custody(keeper, material_ref(key, same))
+                    if not lost:
+                        raise AlreadyHeld
 
             def make() -> Facts:
                 if pair is None:
@@ -159,25 +173,27 @@ class Importing:
                     return {}
 
             def outcome(fresh: Key, facts: Facts, by: By) -> None:
-                fresh.material_imported(attempt, Imported(facts, digest, expires_at, primary_at), by)  # M6
+                fresh.material_imported(attempt, Imported(facts, digest, expires_at, primary_at, lost), by)  # M6
 
             self._effects.obtain(key_id, keeper, ref.material_id, make, outcome, self._lifecycle.by)
 
         self._lifecycle.obtain(key_id, check, effect, claims.offer)  # M1, M2
+        if lost:  # what it took the place of is recorded as gone; a tick finishes what cannot be finished now
+            with suppress(KmsError):
+                self._lifecycle.finish(key_id, self._eviction_wait)
 
     def _pair(self, offer: str) -> MaterialRef | None:
         """The pair of an offer, while it is there."""
         pair = self._store.key(offer)
         if pair is None or pair.destruction_started or not pair.versions:
             return None
-        version = pair.versions[0]
-        return MaterialRef(bytes.fromhex(version.material_id), pair.spec, version.suite, pair.usage, public_key=version.public_key)
+        return material_ref(pair, pair.versions[0])
 
     def _after_failure(self, key_id: str, offer: str) -> None:
         """A token through which too much failed is dead, and its pair is of no use any more."""
         with suppress(KmsError):
             if self._lifecycle.load(key_id).failed_imports.get(offer, 0) >= MAX_FAILED_IMPORTS:
-                self._lifecycle.destroy(offer, 0, early=True)
+                self._end(offer)
 
     # --- deletion ----------------------------------------------------------------------------------------------------------------
 
@@ -196,6 +212,21 @@ def _instant(unix: int | None, parameter: str, now: datetime) -> datetime | None
     if instant <= now:
         raise invalid(parameter, "It is in the past.")
     return instant
+
+
+def too_many_offers() -> KmsError:
+    return KmsError("Rejected.LimitExceeded", f"A key has at most {MAX_OFFERS} import tokens at a time; each ends after 24 hours.")
+
+
+def _in_custody(keeper: Keeper, ref: MaterialRef) -> bool:
+    """Whether material that the events say is there can be used: a token may have lost it."""
+    try:
+        keeper.load(ref).retire()
+    except KmsError as error:
+        if error.code != "Rejected.Unavailable":
+            raise
+        return False
+    return True
 
 
 def _even_out(started: float, unit: float) -> None:

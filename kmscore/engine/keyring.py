@@ -37,7 +37,7 @@ class VersionUse:
     def __init__(self, key: Key, version: Version) -> None:
         self.key_id = key.id
         self.version_id = version.version_id
-        self.ref = _ref(key, version)
+        self.ref = material_ref(key, version)
         self.header: tuple[bytes, ...] = ()
         if version.suite is not Suite.NONE:
             self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
@@ -50,9 +50,12 @@ class VersionUse:
 
 
 class KeyView:
-    """What a use of a key needs to know. Replaced, never changed, when the key's events change, or at `until`."""
+    """What a use of a key needs to know. Replaced, never changed, when the key's events change.
 
-    __slots__ = ("encrypts", "key", "primary", "until", "usable", "uses")
+    `timed`: it is true only from `since` to `until`, because imported material ends, or takes over; a clock may also go back.
+    """
+
+    __slots__ = ("encrypts", "key", "primary", "since", "timed", "until", "usable", "uses")
 
     def __init__(self, key: Key, before: KeyView | None, now: datetime) -> None:
         self.key = key
@@ -67,12 +70,18 @@ class KeyView:
         primary = key.primary(now)
         self.primary = self.uses[primary.version_id] if primary is not None else None
         self.encrypts = self.usable and self.primary is not None and self.primary.usable and bool(self.primary.header)
-        # When time alone changes what is said here: imported material ends, or takes over.
         instants = [v.expires_at for v in key.versions if v.held] + [v.primary_at for v in key.versions if not v.noted]
-        self.until = min((instant for instant in instants if instant is not None and instant > now), default=None)
+        told = [instant for instant in instants if instant is not None]
+        self.timed = bool(told)
+        self.since = max((instant for instant in told if instant <= now), default=None)
+        self.until = min((instant for instant in told if instant > now), default=None)
+
+    def true_at(self, now: datetime) -> bool:
+        return (self.since is None or now >= self.since) and (self.until is None or now < self.until)
 
 
-def _ref(key: Key, version: Version) -> MaterialRef:
+def material_ref(key: Key, version: Version) -> MaterialRef:
+    """What a custody knows of a version."""
     imported = key.origin is Origin.EXTERNAL
     return MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite, key.usage, imported, version.public_key)
 
@@ -118,7 +127,7 @@ class KeyRing:
         view = self._views.get(reference) if type(reference) is str else None
         if view is None:
             view = self._view(self.resolve(reference))
-        if view.until is not None:
+        if view.timed:
             view = self._now(view)
         use = view.primary
         if use is None or not view.encrypts:
@@ -136,7 +145,7 @@ class KeyRing:
         if found is None:
             found = self._find(header, blob)
         view, use, content = found
-        if view.until is not None:
+        if view.timed:
             view = self._now(view)
             use = view.uses[use.version_id]
         if not view.usable or not use.usable:
@@ -149,8 +158,7 @@ class KeyRing:
         Raises as `to_encrypt` does, and Forbidden.KeyVersionNotFound.
         """
         view = self._fresh_view(reference)
-        view.key.require_visible(self._clock.now())
-        check_allowed(operation, view.key.state(self._clock.now()))
+        view.key.check(operation, self._clock.now())
         if view.key.usage is not usage:
             raise unsupported(view.key)
         use = view.primary
@@ -167,22 +175,24 @@ class KeyRing:
             raise changing()
         return self._ready(use, view)
 
-    def view(self, reference: str) -> Key:
-        """A key as of now, from its view."""
-        return self._fresh_view(reference).key
+    def view(self, reference: str, operation: str) -> Key:
+        """A key as of now, from its view. Raises KmsError when it is not visible, or its state refuses the operation."""
+        key = self._fresh_view(reference).key
+        key.check(operation, self._clock.now())
+        return key
 
     def _fresh_view(self, reference: str) -> KeyView:
         if self._gate.generation != self._seen:
             self.refresh()
         view = self._view(self.resolve(reference))
-        return view if view.until is None else self._now(view)
+        return self._now(view) if view.timed else view
 
     def _now(self, view: KeyView) -> KeyView:
-        """The view, built anew when its time is over."""
-        if view.until is None or self._clock.now() < view.until:
+        """The view, built anew when this is not its time."""
+        if view.true_at(self._clock.now()):
             return view
         with self._lock:
-            return self._rebuild(view.key.id)
+            return self._rebuild(view.key.id) or view
 
     def _find(self, header: bytes, blob: Buffer) -> tuple[KeyView, VersionUse, ContentKind]:
         """What a header means that no view of this process has: strictly parsed, then looked up."""
@@ -244,8 +254,8 @@ class KeyRing:
             for stream in changed:
                 if stream.startswith(ALIAS_PREFIX):
                     self._names.pop(stream, None)
-                elif stream in self._views and self._rebuild(stream).key.destroyed:
-                    self._forget(stream)
+                elif stream in self._views:
+                    self._rebuild(stream)
             self._position = position
             self._seen = generation
         self.settle()
@@ -296,13 +306,18 @@ class KeyRing:
     def _view(self, key_id: str) -> KeyView:
         self._check_process()
         with self._lock:
-            return self._views.get(key_id) or self._rebuild(key_id)
+            view = self._views.get(key_id) or self._rebuild(key_id)
+        if view is None:
+            raise key_not_found()
+        return view
 
-    def _rebuild(self, key_id: str) -> KeyView:
+    def _rebuild(self, key_id: str) -> KeyView | None:
+        """A new view from the events; None, and nothing is kept, for a key that is not there (any more)."""
         before = self._views.get(key_id)
         key = self._store.key(key_id)
-        if key is None or key.system or not (key.versions or key.origin is Origin.EXTERNAL):
-            raise key_not_found()
+        if key is None or key.system or key.destroyed or not (key.versions or key.origin is Origin.EXTERNAL):
+            self._forget(key_id)
+            return None
         view = KeyView(key, before, self._clock.now())
         if before is not None:
             for use in before.uses.values():
@@ -352,7 +367,9 @@ class KeyRing:
 
     def _forget(self, key_id: str) -> None:
         """Drop what is known of a key that is destroyed."""
-        for use in self._views.pop(key_id).uses.values():
+        view = self._views.pop(key_id, None)
+        for use in view.uses.values() if view is not None else ():
+            self._unload(use)
             for header in use.header:
                 self._by_header.pop(header, None)
 

@@ -137,7 +137,9 @@ class Lifecycle:
             key = self._settled(key_id)
             check(key, by)
             keeper = keeper_at(self._keepers, key.level)
-            material = NewMaterial(self._ids.version_id(), self._ids.material_id(), keeper.suite_for(key.spec, key.usage), offer)
+            # What is imported may be an older version's material, whose ciphertext has its suite.
+            suite = key.versions[-1].suite if offer and key.versions else keeper.suite_for(key.spec, key.usage)
+            material = NewMaterial(self._ids.version_id(), self._ids.material_id(), suite, offer)
             ref = MaterialRef(material.material_id, key.spec, material.suite, key.usage, imported=bool(offer))
             key.want_material(material, by)
             with self._effects.attempt(ref):

@@ -26,8 +26,13 @@ _FILTERS: dict[str, str] = {
     "TagKey": "key_id IN (SELECT key_id FROM tags WHERE tag_key IN ({}))",
     "TagValue": "key_id IN (SELECT key_id FROM tags WHERE tag_value IN ({}))",
 }
-# A key whose material is past its time waits for it again, also where no scheduler has said so yet (DECISIONS 12). Micros of now go in.
-_STATE = "CASE WHEN state IN ('Enabled', 'Disabled') AND expires_at <= {now} THEN 'PendingImport' ELSE state END"
+# A key whose primary version has no usable material waits for it, whether or not a scheduler has said so (DECISIONS 12). The microseconds
+# of now go in. Only imported material ends or takes over by itself.
+_STATE = (
+    "CASE WHEN origin = 'EXTERNAL' AND state IN ('Enabled', 'Disabled') AND NOT coalesce((SELECT held AND (expires_at IS NULL OR"
+    " expires_at > {now}) FROM versions WHERE versions.key_id = keys.key_id AND primary_at <= {now} ORDER BY ordinal DESC LIMIT 1), 0)"
+    " THEN 'PendingImport' ELSE state END"
+)
 _VISIBLE = "visible AND (delete_at IS NULL OR delete_at > ?)"
 
 
@@ -96,9 +101,12 @@ class Queries:
 
     # --- the engine's own --------------------------------------------------------------------------------------------------------
 
-    def due(self, now: datetime, limit: int, after: tuple[int, str] = (-1, "")) -> list[tuple[int, str, str]]:
+    def due(self, now: datetime, limit: int, after: tuple[int, str, str] = (-1, "", "")) -> list[tuple[int, str, str]]:
         """(due at, key id, kind) of work that is due, oldest first, after a position in that order."""
-        sql = "SELECT due_at, key_id, kind FROM due_work WHERE due_at <= ? AND (due_at, key_id) > (?, ?) ORDER BY due_at, key_id LIMIT ?"
+        sql = (
+            "SELECT due_at, key_id, kind FROM due_work WHERE due_at <= ? AND (due_at, key_id, kind) > (?, ?, ?)"
+            " ORDER BY due_at, key_id, kind LIMIT ?"
+        )
         return [tuple(row) for row in self._all(sql, [micros(now), *after, limit])]
 
     def live_imports(self, key_id: str) -> list[tuple[str, int]]:

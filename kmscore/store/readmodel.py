@@ -75,7 +75,7 @@ def _material_state(material_id: str, state: str) -> Iterator[Statement]:
 
 
 def _key(key: Key, now: datetime) -> Iterator[Statement]:
-    """`now` is the time of the newest event; what time alone changes later is told by the columns delete_at and expires_at."""
+    """`now` is the time of the newest event. What time alone changes later is told by delete_at here and by the rows of the versions."""
     yield "DELETE FROM due_work WHERE key_id = ?", (key.id,)
     if not key.destruction_started:
         yield from _due(key, now)
@@ -87,16 +87,14 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
     if key.destroyed:
         yield "DELETE FROM keys WHERE key_id = ?", (key.id,)
         return
-    primary = key.primary(now)
     yield (
-        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at, expires_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (key_id) DO UPDATE SET"
-        " visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at, expires_at = excluded.expires_at",
+        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+        " ON CONFLICT (key_id) DO UPDATE SET visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at",
         (
             key.id,
             not key.destruction_started,
-            key.state(now).value,
+            key.state_with_material.value,
             key.spec.value,
             key.usage.value,
             key.level.value,
@@ -104,13 +102,17 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
             key.creator,
             key.instance_id,
             _micros(key.delete_at),
-            _micros(primary.expires_at) if primary is not None and primary.held else None,
         ),
     )
     if key.destruction_started:
         return
     for version in key.versions:
-        yield "INSERT OR IGNORE INTO versions VALUES (?, ?)", (version.version_id, key.id)
+        primary_at = 0 if version.noted else micros(version.primary_at)
+        yield (
+            "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (version_id) DO UPDATE SET"
+            " primary_at = excluded.primary_at, expires_at = excluded.expires_at, held = excluded.held",
+            (version.version_id, key.id, version.ordinal, primary_at, _micros(version.expires_at), version.held),
+        )
     for tag_key, tag_value in key.tags.items():
         yield "INSERT INTO tags VALUES (?, ?, ?)", (key.id, tag_key, tag_value)
 
@@ -136,4 +138,10 @@ def _intent(key: Key, owner: str) -> Iterator[Statement]:
     else:
         yield "DELETE FROM open_intents WHERE key_id = ?", (key.id,)
         return
-    yield "INSERT OR REPLACE INTO open_intents VALUES (?, ?, ?, ?, ?)", row
+    # Whoever opened it stays its owner, whoever else changes the key meanwhile: recovery asks the owner whether it is at work.
+    yield (
+        "INSERT INTO open_intents VALUES (?, ?, ?, ?, ?) ON CONFLICT (key_id) DO UPDATE SET kind = excluded.kind, level = excluded.level,"
+        " owner = CASE WHEN kind = excluded.kind AND material_id IS excluded.material_id THEN owner ELSE excluded.owner END,"
+        " material_id = excluded.material_id",
+        row,
+    )

@@ -38,8 +38,7 @@ STATEMENTS = (
         origin TEXT NOT NULL,
         creator TEXT NOT NULL,
         instance_id TEXT NOT NULL,
-        delete_at INTEGER,
-        expires_at INTEGER)
+        delete_at INTEGER)
     """,
     "CREATE INDEX IF NOT EXISTS keys_by_state ON keys (visible, state)",
     # The foreign key stops an alias from being bound to a key that is destroyed at the same moment.
@@ -50,7 +49,16 @@ STATEMENTS = (
         key_id TEXT NOT NULL, tag_key TEXT NOT NULL, tag_value TEXT NOT NULL, PRIMARY KEY (key_id, tag_key)) WITHOUT ROWID
     """,
     "CREATE INDEX IF NOT EXISTS tags_by_tag ON tags (tag_key, tag_value)",
-    "CREATE TABLE IF NOT EXISTS versions (version_id TEXT PRIMARY KEY, key_id TEXT NOT NULL) WITHOUT ROWID",
+    # A version is the primary one of its key from primary_at on, until one of a higher ordinal is.
+    """
+    CREATE TABLE IF NOT EXISTS versions (
+        version_id TEXT PRIMARY KEY,
+        key_id TEXT NOT NULL,
+        ordinal INTEGER NOT NULL DEFAULT 1,
+        primary_at INTEGER NOT NULL DEFAULT 0,
+        expires_at INTEGER,
+        held INTEGER NOT NULL DEFAULT 1) WITHOUT ROWID
+    """,
     "CREATE INDEX IF NOT EXISTS versions_by_key ON versions (key_id)",
     # Every material id that an event ever named: requested, active, abandoned or destroyed.
     """
@@ -72,4 +80,12 @@ STATEMENTS = (
 )
 
 # What brings an older database up to each version; STATEMENTS alone make a new one.
-MIGRATIONS: dict[int, tuple[str, ...]] = {2: ("ALTER TABLE keys ADD COLUMN expires_at INTEGER",)}
+MIGRATIONS: dict[int, tuple[str, ...]] = {
+    # There was no imported material: for what is there the defaults are true.
+    2: (
+        "ALTER TABLE versions ADD COLUMN ordinal INTEGER NOT NULL DEFAULT 1",
+        "ALTER TABLE versions ADD COLUMN primary_at INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE versions ADD COLUMN expires_at INTEGER",
+        "ALTER TABLE versions ADD COLUMN held INTEGER NOT NULL DEFAULT 1",
+    ),
+}

@@ -236,10 +236,11 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
     active_key(opened.store, "key-1")
     opened.datastore.close()
     with sqlite3.connect(tmp_path / "kms.db") as connection:
-        connection.execute("ALTER TABLE keys DROP COLUMN expires_at")
+        for column in ("ordinal", "primary_at", "expires_at", "held"):
+            connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         connection.execute("PRAGMA user_version = 1")
     opened = Opened(tmp_path / "kms.db")
-    assert opened.rows("SELECT expires_at FROM keys") == [(None,)]
+    assert opened.rows("SELECT ordinal, primary_at, expires_at, held FROM versions") == [(1, 0, None, 1)]
     active_key(opened.store, "key-2")
     assert opened.queries.list_keys(NOW, {"KeyState": ["Enabled"]}, 10, 0) == (["key-1", "key-2"], 2)
     opened.datastore.close()
@@ -278,7 +279,7 @@ def test_a_removal_of_material_is_an_open_intent_until_it_is_done(opened: Opened
     opened.store.append(key)
     assert opened.queries.open_intents() == []
     assert opened.rows("SELECT state FROM materials") == [("destroyed",)]
-    assert opened.rows("SELECT state FROM keys") == [("PendingImport",)]
+    assert opened.queries.list_keys(NOW, {"KeyState": ["PendingImport"]}, 10, 0) == (["key-x"], 1)
 
 
 def test_import_offers_are_due_and_in_no_list(opened: Opened) -> None:
