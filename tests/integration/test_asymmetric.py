@@ -272,3 +272,20 @@ def test_the_mac_of_a_software_key_is_hmac(kms: Kms) -> None:
     material = keeper._root.decrypt(19, header + b"kmscore software material" + material_id, wrapped)  # type: ignore[attr-defined]
     expected = hmac.new(material, b"message", hashlib.sha256).digest()
     assert kms.generate_mac(key, algorithm="HMAC_SHA_256", message=b"message").mac == expected
+
+
+def test_the_state_is_looked_at_before_the_kind() -> None:
+    clock = FixedClock(START)
+    with fast_directory() as directory, open_kms(directory / "home", clock=clock, hsm=FakeKeeper(FakeToken())) as other:
+        key = other.create_key()
+        assert key.primary_key_version is not None
+        other.encrypt(key.key_id, b"x")
+        other.disable_key(key.key_id)
+        assert code(other.get_public_key, key.key_id, key_version_id=key.primary_key_version) == "Rejected.Disabled"
+        other.schedule_key_deletion(key.key_id, pending_window_in_days=7)
+        clock.advance(timedelta(days=7))
+        assert code(other.get_public_key, key.key_id, key_version_id=key.primary_key_version) == "Forbidden.KeyNotFound"
+        assert other.run_due().destroyed == (key.key_id,)
+        for use in (lambda: other.get_public_key(key.key_id, key_version_id="v"), lambda: other.encrypt(key.key_id, b"x")):
+            assert code(use) == "Forbidden.KeyNotFound"
+        assert other._s.ring._views == {}  # nothing is kept of a key that is gone

@@ -69,6 +69,14 @@ def test_what_cannot_be_exported(kms: Kms, theirs: peers.rsa.RSAPrivateKey) -> N
         peers.spki(theirs)[:-1],
     ):
         assert refused(public_key_blob=blob) == "InvalidParameter"
+    traditional = theirs.public_key().public_bytes(peers.serialization.Encoding.DER, peers.serialization.PublicFormat.PKCS1)
+    numbers = theirs.public_key().public_numbers()
+    odd = [peers.rsa.RSAPublicNumbers(3, numbers.n), peers.rsa.RSAPublicNumbers(65537, numbers.n - 1)]
+    hostile = [
+        n.public_key().public_bytes(peers.serialization.Encoding.DER, peers.serialization.PublicFormat.SubjectPublicKeyInfo) for n in odd
+    ]
+    for blob in (traditional, *hostile, bytes(1 << 20)):
+        assert refused(public_key_blob=blob) == "InvalidParameter"
     assert refused(public_key_blob=b"") == "MissingParameter"
     assert refused(wrapping_key_spec="RSA_3072") == "InvalidParameter"  # it is not
     assert refused(wrapping_key_spec="EC_SM2") == "InvalidParameter"

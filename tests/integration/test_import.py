@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from typing import Any
@@ -18,6 +19,8 @@ from test_kms import START, code
 
 import kmscore
 from kmscore import FixedClock, KmsError
+from kmscore.bootstrap import open_kms
+from kmscore.custody.fake import FakeKeeper, FakeToken
 from kmscore.engine.kms import Kms
 from kmscore.results import ImportParameters
 
@@ -400,3 +403,62 @@ def test_what_the_history_says_of_an_import(world: World) -> None:
     text = repr(world.kms.history(key))
     for secret in (material.hex(), hashlib.sha256(material).hexdigest()):
         assert secret not in text
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_lists_and_views_follow_a_clock_in_both_directions(level: str) -> None:
+    """What time alone decides is the same for DescribeKey, ListKeys and every use, with no tick, and when a clock is set back."""
+    clock = FixedClock(START)
+    with fast_directory() as directory, open_kms(directory / "home", clock=clock, hsm=FakeKeeper(FakeToken())) as kms:
+        world = World(kms, clock)
+        key, old, new = world.key(level), os.urandom(32), os.urandom(32)
+        offer = world.offer(key)
+        world.bring(key, old, offer=offer, key_material_expire_unix=world.unix(hours=3))
+        kms.import_next_key_material(
+            key,
+            encrypted_key_material=peers.wrap(offer.public_key, "RSAES_OAEP_SHA_1", new),
+            import_token=offer.import_token,
+            key_material_activate_unix=world.unix(hours=5),
+            key_material_expire_unix=world.unix(hours=7),
+        )
+        for hours, state, material in (
+            (1, "Enabled", old),
+            (4, "PendingImport", None),
+            (6, "Enabled", new),
+            (8, "PendingImport", None),
+        ) * 2 + (
+            (6, "Enabled", new),
+            (4, "PendingImport", None),
+            (1, "Enabled", old),
+        ):
+            clock.set(START + timedelta(hours=hours))
+            assert kms.describe_key(key).key_state == state
+            for wanted in ("Enabled", "PendingImport"):
+                assert kms.list_keys(filters={"KeyState": [wanted]}).total_count == (wanted == state)
+            if material is None:
+                assert code(kms.encrypt, key, b"x") == "Rejected.PendingImport"
+            else:
+                assert decode(kms.encrypt(key, b"x").ciphertext_blob, material, bytes(4)) == b"x"
+
+
+def test_next_materials_without_a_date_come_one_after_the_other(world: World) -> None:
+    key = world.key("SOFTWARE")
+    offer = world.offer(key)
+    world.bring(key, os.urandom(32), offer=offer)
+    failures: list[KmsError] = []
+
+    def bring_next() -> None:
+        wrapped = peers.wrap(offer.public_key, "RSAES_OAEP_SHA_1", os.urandom(32))
+        try:
+            world.kms.import_next_key_material(key, encrypted_key_material=wrapped, import_token=offer.import_token)
+        except KmsError as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=bring_next) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+        world.clock.advance(timedelta(microseconds=1))
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert world.kms.list_key_versions(key).total_count == 7

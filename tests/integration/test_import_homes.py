@@ -74,6 +74,20 @@ def test_unwrapping_by_the_host_is_a_choice_of_the_operator(algorithm: str) -> N
         world.custody()
 
 
+def test_the_choice_is_asked_again_when_the_material_comes() -> None:
+    clock = FixedClock(START)
+    with fast_directory() as directory:
+        with kmscore.open_kms(directory / "home", clock=clock, allow_host_unwrap=True) as kms:
+            world = World(kms, clock)
+            key = world.key("HSM")
+            offer = world.offer(key, "RSAES_OAEP_SHA_256")
+        with kmscore.open_kms(directory / "home", clock=clock) as kms:
+            world = World(kms, clock)
+            assert code(world.bring, key, os.urandom(32), "RSAES_OAEP_SHA_256", offer) == "InvalidParameter"
+            assert kms.describe_key(key).key_state == "PendingImport"
+            world.custody()
+
+
 # --- oracles -------------------------------------------------------------------------------------------------------------------------
 
 
@@ -108,7 +122,7 @@ def mutations(algorithm: str, offer: ImportParameters, number: int) -> Iterator[
 
 def batter(level: str, algorithms: list[str], attempts: int) -> None:
     clock = FixedClock(START)
-    with fast_directory() as directory, kmscore.open_kms(directory / "home", clock=clock) as kms:
+    with fast_directory() as directory, kmscore.open_kms(directory / "home", clock=clock, import_failure_seconds=0.01) as kms:
         world = World(kms, clock)
         key = world.key(level)
         empty = world.custody()
