@@ -58,17 +58,10 @@ class Model:
             return "PendingImport"
         return "Enabled" if self.enabled else "Disabled"
 
-    def gone(self, now: datetime) -> bool:
-        return self.delete_at is not None and now >= self.delete_at
-
 
 class ImportMachine(Machine):
-    keys = Bundle("keys")
+    keys = Machine.keys
     blobs = Bundle("blobs")
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.models: dict[str, Model] = {}
 
     def offer(self, model: Model) -> ImportParameters:
         if model.offer is None or self.now() >= model.offer.token_expire_time:
@@ -93,7 +86,7 @@ class ImportMachine(Machine):
     @rule(model=keys, number=st.sampled_from([0, 0, 1, 2]), hours=st.sampled_from([None, 2, 30]))
     def bring(self, model: Model, number: int, hours: int | None) -> None:
         now = self.now()
-        if model.gone(now):
+        if self.gone(model):
             return
         offer = self.offer(model)
         expires = None if hours is None else now + timedelta(hours=hours)
@@ -123,7 +116,7 @@ class ImportMachine(Machine):
     @rule(model=keys, number=st.sampled_from([0, 1, 2]), hours=st.sampled_from([None, 5, 40]))
     def bring_next(self, model: Model, number: int, hours: int | None) -> None:
         now = self.now()
-        if model.gone(now) or self.failures(model) >= 7:
+        if self.gone(model) or self.failures(model) >= 7:
             return
         offer = self.offer(model)
         primary_at = now if hours is None else now + timedelta(hours=hours)
@@ -154,46 +147,18 @@ class ImportMachine(Machine):
 
     @rule(model=keys)
     def delete_material(self, model: Model) -> None:
-        self.expect("Forbidden.KeyNotFound" if model.gone(self.now()) else None, lambda: self.kms.delete_key_material(model.key_id))
-        if not model.gone(self.now()):
+        self.expect("Forbidden.KeyNotFound" if self.gone(model) else None, lambda: self.kms.delete_key_material(model.key_id))
+        if not self.gone(model):
             for version in model.versions:
                 version.there = False
 
-    @rule(model=keys)
-    def disable(self, model: Model) -> None:
-        code = self.switch_code(model)
-        self.expect(code, lambda: self.kms.disable_key(model.key_id))
-        if code is None:
-            model.enabled = False
-
-    @rule(model=keys)
-    def enable(self, model: Model) -> None:
-        code = self.switch_code(model)
-        self.expect(code, lambda: self.kms.enable_key(model.key_id))
-        if code is None:
-            model.enabled = True
-
     def switch_code(self, model: Model) -> str | None:
-        if model.gone(self.now()):
+        if self.gone(model):
             return "Forbidden.KeyNotFound"
         return "Rejected.StateModifiedFailed" if model.state(self.now()) in ("PendingDeletion", "PendingImport") else None
 
-    @rule(model=keys)
-    def schedule(self, model: Model) -> None:
-        code = "Forbidden.KeyNotFound" if model.gone(self.now()) else "Rejected.StateModifiedFailed" if model.delete_at else None
-        self.expect(code, lambda: self.kms.schedule_key_deletion(model.key_id, pending_window_in_days=7))
-        if code is None:
-            model.delete_at = self.now() + timedelta(days=7)
-
-    @rule(model=keys)
-    def cancel(self, model: Model) -> None:
-        code = "Forbidden.KeyNotFound" if model.gone(self.now()) else None if model.delete_at else "Rejected.StateModifiedFailed"
-        self.expect(code, lambda: self.kms.cancel_key_deletion(model.key_id))
-        if code is None:
-            model.delete_at, model.enabled = None, True
-
     def use_code(self, model: Model, version: Held | None) -> str | None:
-        if model.gone(self.now()):
+        if self.gone(model):
             return "Forbidden.KeyNotFound"
         state = model.state(self.now())
         if state != "Enabled":
@@ -229,11 +194,6 @@ class ImportMachine(Machine):
                 version.there = version.there and version.usable(self.now())
 
     @rule()
-    def restart(self) -> None:
-        self.kms.close()
-        self.open()
-
-    @rule()
     def reconcile(self) -> None:
         report = self.kms.reconcile()
         assert report == type(report)()
@@ -245,7 +205,7 @@ class ImportMachine(Machine):
         now = self.now()
         states: dict[str, set[str]] = {}
         for model in self.models.values():
-            if model.gone(now):
+            if self.gone(model):
                 continue
             told = self.kms.describe_key(model.key_id)
             primary = model.primary(now)

@@ -8,21 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from p11_helpers import AAD, HEADER, Rig, Shim, build_shim, open_rig
+from p11_helpers import AAD, HEADER, Rig, Shim, open_rig
 
 from kmscore.errors import KmsError, TokenError
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture
-def shim(built: Shim) -> Iterator[Shim]:
-    built.reset()
-    yield built
-    built.reset()
 
 
 @pytest.fixture

@@ -34,13 +34,6 @@ def shared(tmp_path_factory: pytest.TempPathFactory, built: Shim) -> Iterator[Be
 
 
 @pytest.fixture
-def shim(built: Shim) -> Iterator[Shim]:
-    built.reset()
-    yield built
-    built.reset()
-
-
-@pytest.fixture
 def rig(shared: Bench, shim: Shim) -> Iterator[Bench]:
     """The shared token; what a test made must be gone from it when the test ends."""
     live = shared.token.live_derived

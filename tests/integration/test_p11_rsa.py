@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from asym_helpers import RSA_KINDS, Bench, bench_of, leaves_no_secret, oaep, open_nss, pair, private_key, refused
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from p11_helpers import Shim, build_shim, open_rig, vectors
+from p11_helpers import Shim, open_rig, vectors
 
 from kmscore.custody._p11 import Secret, oaep_encrypt
 from kmscore.errors import TokenError
@@ -129,19 +128,6 @@ def test_arguments(bench: Bench) -> None:
 
 
 # --- failures ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture
-def shimmed(tmp_path: Path, built: Shim) -> Iterator[Bench]:
-    built.reset()
-    with open_rig(tmp_path, path=built.path, mechanisms="ALL") as rig, bench_of(rig) as bench:
-        yield bench
-    built.reset()
 
 
 @pytest.mark.parametrize("raw", [False, True])

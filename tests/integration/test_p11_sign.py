@@ -7,13 +7,12 @@ import hashlib
 import hmac
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 from asym_helpers import CURVES, EC_KINDS, HASHES, RSA_KINDS, Bench, bench_of, ecdsa_der, open_nss, private_key, verify
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from p11_helpers import Shim, build_shim, in_child, open_rig
+from p11_helpers import Shim, in_child, open_rig
 from test_p11_faults import Background
 
 from kmscore.custody._p11 import Secret
@@ -139,19 +138,6 @@ def test_a_handle_that_is_gone_and_a_key_that_may_not(bench: Bench) -> None:
 
 
 # --- failures ----------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Shim:
-    return build_shim(tmp_path_factory.mktemp("shim"))
-
-
-@pytest.fixture
-def shimmed(tmp_path: Path, built: Shim) -> Iterator[Bench]:
-    built.reset()
-    with open_rig(tmp_path, path=built.path, mechanisms="ALL") as rig, bench_of(rig) as bench:
-        yield bench
-    built.reset()
 
 
 @pytest.mark.parametrize("function", ["C_SignInit", "C_Sign", "C_OpenSession"])

@@ -31,26 +31,19 @@ class Model:
     def state(self) -> str:
         return "PendingDeletion" if self.delete_at else "Enabled" if self.enabled else "Disabled"
 
-    def gone(self, now: datetime) -> bool:
-        return self.delete_at is not None and now >= self.delete_at
-
 
 USE = {"Enabled": None, "Disabled": "Rejected.Disabled", "PendingDeletion": "Rejected.PendingDeletion"}
 
 
 class EngineMachine(Machine):
-    keys = Bundle("keys")
+    keys = Machine.keys
     blobs = Bundle("blobs")
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.models: dict[str, Model] = {}
-
     def use_code(self, model: Model) -> str | None:
-        return "Forbidden.KeyNotFound" if model.gone(self.now()) else USE[model.state()]
+        return "Forbidden.KeyNotFound" if self.gone(model) else USE[model.state()]
 
     def switch_code(self, model: Model) -> str | None:
-        if model.gone(self.now()):
+        if self.gone(model):
             return "Forbidden.KeyNotFound"
         return "Rejected.StateModifiedFailed" if model.delete_at else None
 
@@ -73,38 +66,6 @@ class EngineMachine(Machine):
         if self.expect(self.use_code(model), lambda: self.kms.rotate_key(model.key_id)):
             model.versions += 1
             model.rotated = self.now()
-
-    @rule(model=keys)
-    def disable(self, model: Model) -> None:
-        code = self.switch_code(model)
-        self.expect(code, lambda: self.kms.disable_key(model.key_id))
-        if code is None:
-            model.enabled = False
-
-    @rule(model=keys)
-    def enable(self, model: Model) -> None:
-        code = self.switch_code(model)
-        self.expect(code, lambda: self.kms.enable_key(model.key_id))
-        if code is None:
-            model.enabled = True
-
-    @rule(model=keys, days=st.sampled_from([7, 8, 30, 366]))
-    def schedule(self, model: Model, days: int) -> None:
-        code = self.switch_code(model)
-        self.expect(code, lambda: self.kms.schedule_key_deletion(model.key_id, pending_window_in_days=days))
-        if code is None:
-            model.delete_at = self.now() + days * DAY
-
-    @rule(model=keys)
-    def cancel(self, model: Model) -> None:
-        if model.gone(self.now()):
-            code: str | None = "Forbidden.KeyNotFound"
-        else:
-            code = None if model.delete_at else "Rejected.StateModifiedFailed"
-        self.expect(code, lambda: self.kms.cancel_key_deletion(model.key_id))
-        if code is None:
-            model.delete_at = None
-            model.enabled = True
 
     @rule(model=keys, days=st.sampled_from([7, 20]))
     def rotate_automatically(self, model: Model, days: int) -> None:
@@ -162,16 +123,11 @@ class EngineMachine(Machine):
         self.kms.run_due()
         now = self.now()
         for model in list(self.models.values()):
-            if model.gone(now):
+            if self.gone(model):
                 del self.models[model.key_id]
             elif model.interval and model.state() == "Enabled" and now >= model.rotated + model.interval:
                 model.versions += 1
                 model.rotated = now
-
-    @rule()
-    def restart(self) -> None:
-        self.kms.close()
-        self.open()
 
     @rule()
     def reconcile(self) -> None:
@@ -182,7 +138,7 @@ class EngineMachine(Machine):
 
     @invariant()
     def lists_agree(self) -> None:
-        visible = {m.key_id for m in self.models.values() if not m.gone(self.now())}
+        visible = {m.key_id for m in self.models.values() if not self.gone(m)}
         found: set[str] = set()
         number = 1
         while page := self.kms.list_keys(page_number=number, page_size=100).items:
@@ -193,7 +149,7 @@ class EngineMachine(Machine):
     @invariant()
     def descriptions_agree(self) -> None:
         for model in list(self.models.values())[-3:]:
-            if model.gone(self.now()):
+            if self.gone(model):
                 self.expect("Forbidden.KeyNotFound", lambda model=model: self.kms.describe_key(model.key_id))
                 continue
             told = self.kms.describe_key(model.key_id)
