@@ -12,8 +12,8 @@ from typing import cast
 
 from cryptography.hazmat.primitives import keywrap, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, padding, rsa
-from pkcs11 import Mechanism
-from pkcs11.types import Session, UnwrapMixin
+from pkcs11 import Attribute, KeyType, Mechanism
+from pkcs11.types import Key, Object, Session, UnwrapMixin, WrapMixin
 
 from kmscore.custody import _p11, templates
 from kmscore.custody.making import make
@@ -21,13 +21,14 @@ from kmscore.custody.objects import TokenObjects
 from kmscore.custody.port import MaterialRef
 from kmscore.custody.public import CURVES, parse
 from kmscore.custody.templates import ROLES, Role, passing_template
-from kmscore.custody.tokenerrors import VAGUE, is_trouble
+from kmscore.custody.tokenerrors import VAGUE, calling, is_trouble
 from kmscore.custody.unwrap import AES_BYTES, KEK_BYTES, ONE_STEP, SESSION_PAIR, TWO_STEPS, Unwrapper, Wrapped, session_pair
 from kmscore.custody.wrapping import fitting
 from kmscore.domain.algorithms import WrappingAlgorithm
 from kmscore.domain.specs import SPECS, Family, KeySpec, Suite
 from kmscore.errors import KmsError, TokenError
 
+_WRAPPING = frozenset({Mechanism.AES_KEY_WRAP, Mechanism.AES_KEY_WRAP_PAD, Mechanism.AES_CBC_PAD, Mechanism.AES_ECB})
 _TRIALS = 2  # of what answers vaguely: a look-up of another thread may have upset SoftHSM (making.py)
 # Material of this spec stands for its family in the trial of an import.
 _STANDS_FOR = {Family.AES: KeySpec.AES_256, Family.RSA: KeySpec.RSA_2048, Family.EC: KeySpec.EC_P256}
@@ -77,6 +78,14 @@ class Ability:
         in_token = TWO_STEPS if algorithm.two_step else ONE_STEP
         return algorithm.hash == "SHA-256" and Mechanism.RSA_X_509 in self._mechanisms and self.raw and self.imports(in_token, spec)
 
+    def broken_rules(self) -> list[str]:
+        """What it does for whoever has the PIN although the attributes of a key forbid it; kmscore itself never asks for any of it."""
+        rules = {
+            "wraps out a key that is not extractable (CKA_EXTRACTABLE)": self._wraps_out,
+            "derives from a key that may not derive (CKA_DERIVE)": self._derives_unasked,
+        }
+        return [what for what, trial in rules.items() if self._tried(what, trial)]
+
     # --- trials ----------------------------------------------------------------------------------------------------------------
 
     def _tried(self, what: Hashable, trial: Callable[[], bool]) -> bool:
@@ -97,8 +106,29 @@ class Ability:
 
     def _derives(self) -> bool:
         with self._objects.session() as session:
-            master, _ = make(session, Role.DERIVE, KeySpec.AES_256, passing_template(Role.DERIVE, KeySpec.AES_256, sized=True))
-            self._token.check_value(int(master.handle or 0))
+            self._token.check_value(int(_throwaway(session, Role.DERIVE).handle or 0))
+        return True
+
+    def _wraps_out(self) -> bool:
+        with self._objects.session() as session:
+            theirs = _throwaway(session, Role.CRYPT)
+            with calling("C_GenerateKey"):
+                ours = session.generate_key(KeyType.AES, 256, template={Attribute.TOKEN: False, Attribute.WRAP: True})
+            for mechanism in _WRAPPING & self._mechanisms.keys():
+                parameter = bytes(16) if mechanism is Mechanism.AES_CBC_PAD else None
+                try:
+                    with calling("C_WrapKey"):
+                        cast(WrapMixin, ours).wrap_key(cast(Key, theirs), mechanism=mechanism, mechanism_param=parameter)
+                except TokenError as error:
+                    if is_trouble(error):
+                        raise
+                else:
+                    return True
+        return False
+
+    def _derives_unasked(self) -> bool:
+        with self._objects.session() as session:
+            self._token.check_value(int(_throwaway(session, Role.CRYPT).handle or 0))
         return True
 
     def _makes(self, role: Role, spec: KeySpec) -> bool:
@@ -155,6 +185,11 @@ class Ability:
                 raise
             return False
         return True
+
+
+def _throwaway(session: Session, role: Role) -> Object:
+    """A 256-bit AES key of the session."""
+    return make(session, role, KeySpec.AES_256, passing_template(role, KeySpec.AES_256, sized=True))[0]
 
 
 def _material(spec: KeySpec) -> bytes:

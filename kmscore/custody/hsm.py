@@ -84,6 +84,10 @@ class HsmKeeper:
         can = [fit for fit in fitting(spec) if self._ability.imports(fit, spec)]
         raise refused(algorithm, spec, can, f"The token {self.token_facts['label']!r}")
 
+    def broken_rules(self) -> list[str]:
+        """What the token does although the attributes of a key forbid it."""
+        return self._ability.broken_rules()
+
     # --- effects ---------------------------------------------------------------------------------------------------------------
 
     def generate(self, ref: MaterialRef) -> Facts:

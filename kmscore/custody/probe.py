@@ -144,6 +144,11 @@ def probe_token(keeper: HsmKeeper) -> Iterator[Finding]:
     if "softhsm" in facts["model"].lower():
         yield Finding("ok", "it is a software token: what it says of a key is as trustworthy as the modes of its files")
     yield Finding("ok", f"its mechanisms: {', '.join(sorted(mechanism_name(number) for number in keeper.mechanisms))}")
+    broken = keeper.broken_rules()
+    for rule in broken:
+        yield Finding("warn", f"it {rule}", "guard its PIN like the keys themselves, or use a token that keeps this rule")
+    if not broken:
+        yield Finding("ok", "it keeps to itself what is not extractable, and each key to its role, as far as that can be tried")
     for mechanism, purpose in _WANTED.items():
         if mechanism in keeper.mechanisms:
             continue

@@ -35,6 +35,9 @@ def test_the_doctor_knows_the_token(kms: Kms) -> None:
     findings = kms.doctor()
     text = "\n".join(finding.what for finding in findings)
     assert "NSS" in text
+    warned = [finding.what for finding in findings if finding.level == "warn"]
+    assert any("CKA_EXTRACTABLE" in what for what in warned)  # tests/integration/test_tookan.py shows that it is so
+    assert any("CKA_DERIVE" in what for what in warned)
     assert not [finding for finding in findings if finding.level == "fail" and "token" in finding.what]
 
 

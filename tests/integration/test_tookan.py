@@ -254,3 +254,9 @@ def test_nss_lets_out_what_it_holds(bench: Bench) -> None:
     ours, theirs = bench.keeper._objects.only(bench.session, ref.material_id), bench.wrapping_key()
     assert ours[A.EXTRACTABLE] is False
     assert theirs.decrypt(theirs.wrap_key(ours, mechanism=Mechanism.AES_ECB), mechanism=Mechanism.AES_ECB) == material
+
+
+def test_the_keeper_knows_which_rules_its_token_breaks(bench: Bench) -> None:
+    """What the doctor warns of; SoftHSM keeps both rules, also with every mechanism offered."""
+    named = {flag for flag in ("CKA_EXTRACTABLE", "CKA_DERIVE") for rule in bench.keeper.broken_rules() if flag in rule}
+    assert named == ({"CKA_EXTRACTABLE", "CKA_DERIVE"} if bench.nss else set())
