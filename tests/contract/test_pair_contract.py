@@ -54,7 +54,11 @@ def test_facts(bench: Bench, spec: KeySpec, usage: KeyUsage) -> None:
     assert ref.material_id not in bench.keeper.inventory().materials
 
 
-@pytest.mark.parametrize(("spec", "facts"), SIGNERS, ids=str)
+def name_of(part: KeySpec | AlgorithmFacts) -> str:
+    return f"{part.scheme}-{part.hash}" if isinstance(part, AlgorithmFacts) else part.value
+
+
+@pytest.mark.parametrize(("spec", "facts"), SIGNERS, ids=name_of)
 def test_what_a_key_signs_its_public_half_verifies(
     bench: Bench, made: dict[tuple[KeySpec, KeyUsage], MaterialRef], spec: KeySpec, facts: AlgorithmFacts
 ) -> None:
@@ -71,7 +75,7 @@ def test_what_a_key_signs_its_public_half_verifies(
     assert not any(PUBLIC.verify(ref.public_key, other, digest, signature) for other in others)
 
 
-@pytest.mark.parametrize(("spec", "facts"), DECRYPTERS, ids=str)
+@pytest.mark.parametrize(("spec", "facts"), DECRYPTERS, ids=name_of)
 def test_what_a_public_half_encrypts_its_key_decrypts(
     bench: Bench, made: dict[tuple[KeySpec, KeyUsage], MaterialRef], spec: KeySpec, facts: AlgorithmFacts
 ) -> None:
@@ -91,7 +95,7 @@ def test_what_a_public_half_encrypts_its_key_decrypts(
         key.decrypt_secret(other, ciphertext)
 
 
-@pytest.mark.parametrize(("spec", "facts"), MACS, ids=str)
+@pytest.mark.parametrize(("spec", "facts"), MACS, ids=name_of)
 def test_macs(bench: Bench, spec: KeySpec, facts: AlgorithmFacts) -> None:
     ref = bench.new(spec)
     key: MacKey = bench.keeper.load(ref)  # type: ignore[assignment]
