@@ -3,8 +3,9 @@
     PADDING_PAIRS=20000 python -m pytest benchmarks/bench_padding.py
 
 Times encoded messages in pairs, in random order: one whose label is wrong, and one that is good or wrong in another way. Says for each
-kind both medians, how much their distributions overlap, and the z of a sign test over the pairs (beyond 4 is a difference). The row of
-the good ones holds a few nanoseconds of its own: it answers an object and not None. A decoder that stops at the first byte is measured
+kind both medians, how much their distributions overlap, and the z of a sign test over the pairs. The first row compares the wrong label
+with itself: its z is what the machine makes of no difference, and only what lies well beyond it says something. The row of the good
+ones holds a few nanoseconds of its own: it answers an object and not None. A decoder that stops at the first byte is measured
 in the same way, to show that the method sees one. Writes benchmarks/results/padding.json and padding.txt.
 """
 
@@ -74,7 +75,7 @@ def make(name: str, kind: str) -> bytes:
 
 
 YARDSTICK = "another label"
-KINDS = ("good", "a first byte that is not zero", "no end of the padding", "a byte before the end", "a byte at the start")
+KINDS = (YARDSTICK, "good", "a first byte that is not zero", "no end of the padding", "a byte before the end", "a byte at the start")
 
 
 def hasty(em: bytes, name: str) -> bytes | None:
@@ -85,24 +86,24 @@ def hasty(em: bytes, name: str) -> bytes | None:
 def compare(decode: Decode, name: str, kind: str) -> dict[str, float]:
     order = random.Random(1)
     clock = time.perf_counter_ns
-    # Many of each, made in random order: where in memory a message lies must not go with what it is.
-    kinds = order.sample([YARDSTICK, kind] * MESSAGES, 2 * MESSAGES)
-    pool: dict[str, list[bytes]] = {YARDSTICK: [], kind: []}
-    for which in kinds:
-        pool[which].append(make(name, which))
-    assert {decode(em, name) for em in pool[YARDSTICK]} == {None}
-    assert {decode(em, name) for em in pool[kind]} == {b"" if kind == "good" else None}
+    pools: tuple[list[bytes], list[bytes]] = ([], [])
+    for this in order.sample([False, True] * MESSAGES, 2 * MESSAGES):
+        pools[this].append(make(name, kind if this else YARDSTICK))
+    assert {decode(em, name) for em in pools[0]} == {None}
+    assert {decode(em, name) for em in pools[1]} == {b"" if kind == "good" else None}
     times: tuple[list[int], list[int]] = ([], [])
     gc.disable()
     try:
         for _ in range(PAIRS):
-            pair = order.choice(pool[YARDSTICK]), order.choice(pool[kind])
+            pair = order.choice(pools[0]), order.choice(pools[1])
             first = order.random() < 0.5
             for which in (first, not first):
-                em = pair[which]
+                em = bytes(memoryview(pair[which]))  # a copy that lies where the last one lay: where a message lies would show, too
                 start = clock()
                 decode(em, name)
-                times[which].append(clock() - start)
+                took = clock() - start
+                del em
+                times[which].append(took)
     finally:
         gc.enable()
     slower = sum(b > a for a, b in zip(*times, strict=True))
@@ -153,7 +154,7 @@ def test_padding(benchmark: Any, rows: dict[str, dict[str, float]], name: str, k
 
 
 def test_a_hasty_decoder_is_seen(benchmark: Any, rows: dict[str, dict[str, float]]) -> None:
-    rows["hasty decoder, a first byte that is not zero"] = row = compare(hasty, "SHA-256", KINDS[1])
+    rows["hasty decoder, a first byte that is not zero"] = row = compare(hasty, "SHA-256", "a first byte that is not zero")
     assert abs(row["z"]) > 10
     good = make("SHA-256", "good")
     benchmark.pedantic(lambda: hasty(good, "SHA-256"), rounds=100, iterations=5, warmup_rounds=2)
