@@ -1,4 +1,4 @@
-"""Fixtures of the tests that make a token fail."""
+"""Fixtures of the tests of the core on real tokens, and of those that make one fail."""
 
 from __future__ import annotations
 
@@ -6,8 +6,19 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from asym_helpers import Bench, bench_of
+from asym_helpers import Bench, bench_of, open_nss
 from p11_helpers import Shim, build_shim, open_rig
+
+
+@pytest.fixture(scope="module", params=["SoftHSM", "NSS"])
+def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
+    directory = tmp_path_factory.mktemp("token")
+    if request.param == "NSS":
+        with open_nss(directory) as bench:
+            yield bench
+    else:
+        with open_rig(directory, mechanisms="ALL") as rig, bench_of(rig) as bench:
+            yield bench
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,9 @@ import os
 from collections.abc import Iterator
 
 import pytest
-from asym_helpers import RSA_KINDS, Bench, bench_of, leaves_no_secret, oaep, open_nss, pair, private_key, refused
+from asym_helpers import RSA_KINDS, Bench, leaves_no_secret, oaep, pair, private_key, refused
 from cryptography.hazmat.primitives.serialization import load_der_private_key
-from p11_helpers import Shim, open_rig, vectors
+from p11_helpers import Shim, vectors
 
 from kmscore.custody._p11 import Secret, oaep_encrypt
 from kmscore.errors import TokenError
@@ -17,17 +17,6 @@ from kmscore.errors import TokenError
 @pytest.fixture(autouse=True)
 def nothing_left() -> Iterator[None]:
     yield from leaves_no_secret()
-
-
-@pytest.fixture(scope="module", params=["SoftHSM", "NSS"])
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    directory = tmp_path_factory.mktemp("token")
-    if request.param == "NSS":
-        with open_nss(directory) as bench:
-            yield bench
-    else:
-        with open_rig(directory, mechanisms="ALL") as rig, bench_of(rig) as bench:
-            yield bench
 
 
 def ways(bench: Bench) -> list[tuple[str, bool]]:

@@ -6,13 +6,12 @@ import gc
 import hashlib
 import hmac
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from asym_helpers import CURVES, EC_KINDS, HASHES, RSA_KINDS, Bench, bench_of, ecdsa_der, open_nss, private_key, verify
+from asym_helpers import CURVES, EC_KINDS, HASHES, RSA_KINDS, Bench, ecdsa_der, private_key, verify
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
-from p11_helpers import Shim, in_child, open_rig
+from p11_helpers import Shim, in_child
 from test_p11_faults import Background
 
 from kmscore.custody._p11 import Secret
@@ -26,17 +25,6 @@ DIGEST_INFO = {
     "SHA-512": "3051300d060960864801650304020305000440",
 }
 SHA2 = ("SHA-256", "SHA-384", "SHA-512")
-
-
-@pytest.fixture(scope="module", params=["SoftHSM", "NSS"])
-def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
-    directory = tmp_path_factory.mktemp("token")
-    if request.param == "NSS":
-        with open_nss(directory) as bench:
-            yield bench
-    else:
-        with open_rig(directory, mechanisms="ALL") as rig, bench_of(rig) as bench:
-            yield bench
 
 
 def digest_of(hash_name: str, message: bytes) -> bytes:
