@@ -108,8 +108,11 @@ class Key(BaseAggregate[str]):
         self.require_external()
         if self.failed_imports.get(offer, 0) >= MAX_FAILED_IMPORTS:
             raise invalid_import_token()
-        if operation == "ImportNextKeyMaterial" and any((primary_at or now) < version.primary_at for version in self.versions):
-            raise invalid("KeyMaterialActivateUnix", "Each material follows the one that was imported before it.")
+        if operation == "ImportNextKeyMaterial":
+            # "At once" follows whatever is primary already, also where another's clock, or a later look at this one, dated that after `now`.
+            before = self.versions if primary_at else [version for version in self.versions if not version.noted]
+            if any((primary_at or now) < version.primary_at for version in before):
+                raise invalid("KeyMaterialActivateUnix", "Each material follows the one that was imported before it.")
 
     def version_of(self, digest: str, *, following: bool) -> Version | None:
         """The version whose material has this digest; None when it makes a new version.

@@ -145,6 +145,16 @@ def test_the_next_material_takes_over_at_its_date() -> None:
     assert primary(key, days(4)).version_id == "v2"  # said by the log: a clock that is set back changes nothing any more
 
 
+def test_at_once_follows_what_is_primary_already_whatever_a_clock_says() -> None:
+    """The instant of a decision is read before the key is; another's import may be dated between the two."""
+    key = external_key()
+    take_in(key, 1, imported())
+    key.check_import("ImportNextKeyMaterial", OFFER, None, days(-1))
+    assert code(lambda: key.check_import("ImportNextKeyMaterial", OFFER, days(-1), NOW)) == "InvalidParameter"
+    take_in(key, 2, imported("d2", None, days(5)))
+    assert code(lambda: key.check_import("ImportNextKeyMaterial", OFFER, None, NOW)) == "InvalidParameter"
+
+
 def test_an_older_material_ends_without_the_key() -> None:
     key = external_key()
     take_in(key, 1, imported("d1", days(3)))
