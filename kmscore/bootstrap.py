@@ -14,10 +14,10 @@ from contextlib import ExitStack, suppress
 from typing import Any, cast
 from uuid import UUID
 
+from kmscore import __version__
 from kmscore.clock import Clock, clock_of
-from kmscore.config import Settings, load_settings
+from kmscore.config import Settings, load_settings, read_credentials
 from kmscore.custody._p11 import Secret
-from kmscore.custody.files import make_directory, write_file
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.locks import home_lock
 from kmscore.custody.port import AeadKey, Keeper, MacKey, MaterialRef
@@ -25,22 +25,26 @@ from kmscore.custody.probe import probe
 from kmscore.custody.public import PublicKeyOperations
 from kmscore.custody.software import FILE_ROOT_VERSION, SoftwareKeeper, load_or_create_root_file
 from kmscore.custody.token import open_hsm
+from kmscore.disk import make_directory, require_private, write_file
 from kmscore.domain.key import Key
 from kmscore.domain.names import Place
 from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel
 from kmscore.domain.versions import NewKey
+from kmscore.engine.access import Access, new_credentials
 from kmscore.engine.asymmetric import Asymmetric
+from kmscore.engine.authority import Authority
 from kmscore.engine.background import Ticker, Watcher
 from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.effects import Effects
 from kmscore.engine.exporting import Exporting
 from kmscore.engine.importing import Importing
+from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
 from kmscore.engine.kms import Kms
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
-from kmscore.engine.seals import Digests, TokenSeal
+from kmscore.engine.seals import Digests, SecretSeal, TokenSeal
 from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
@@ -49,7 +53,7 @@ from kmscore.process import this_process
 from kmscore.results import Finding
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
-from kmscore.store.material import Facts, SoftwareMaterial, Uses
+from kmscore.store.material import AccessUses, Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
 from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_database, sqlite_version
 
@@ -158,6 +162,10 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     keepers[ProtectionLevel.SOFTWARE] = software
     digest_key = _system_key(DIGEST_KEY, KeySpec.HMAC_256, KeyUsage.GENERATE_VERIFY_MAC, ProtectionLevel.SOFTWARE, lifecycle, store)
 
+    seal = SecretSeal(root, root_version)
+    root_credentials = _credentials(settings)
+    access = Access(store, queries, AccessUses(datastore), lifecycle, effects, ring, seal, settings.account_id, root_credentials)
+    stack.callback(_quietly, access.flush_uses)
     public = PublicKeyOperations()
     crypto = Crypto(ring, Uses(datastore), lambda key_id: _rotate_quietly(services, key_id), Secret.random)
     services = Services(
@@ -183,13 +191,15 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
             settings.import_failure_seconds,
             settings.eviction_wait_seconds,
         ),
+        instances=Instances(instance_id, digest_key.created_on, keepers, queries, clock, place, _about(keepers)),
         lifecycle=lifecycle,
         due=DueWork(queries, lifecycle, clock, settings.eviction_wait_seconds),
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
         tagging=Tagging(lifecycle, queries, clock, place),
+        access=access,
+        authority=Authority(ring, access, place),
         examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
     )
-    _credentials(settings)
     return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)
 
 
@@ -247,6 +257,15 @@ def _system_ref(key: Key) -> MaterialRef:
     return MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite, key.usage)
 
 
+def _about(keepers: dict[ProtectionLevel, Keeper]) -> dict[ProtectionLevel, Callable[[], tuple[str, str]]]:
+    """How each custody is asked what it is."""
+    hsm = keepers.get(ProtectionLevel.HSM)
+    return {
+        ProtectionLevel.SOFTWARE: lambda: ("software", f"kmscore {__version__}"),
+        ProtectionLevel.HSM: hsm.about if isinstance(hsm, HsmKeeper) else lambda: ("token", ""),
+    }
+
+
 def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
     """What the ticker does: the first time, compare everything; then what is due."""
     compared = False
@@ -257,6 +276,7 @@ def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
         compared = True
         for problem in (*report.quarantined, *report.missing, *report.pending):
             log.warning("reconcile: %s", problem)
+        services.access.flush_uses()
         for key_id, code in services.due.run(stop).failed:
             log.warning("due work on %s failed: %s", key_id, code)
 
@@ -277,10 +297,19 @@ def _make_directories(settings: Settings) -> None:
     make_directory(home / "run")
 
 
-def _credentials(settings: Settings) -> None:
+def _credentials(settings: Settings) -> tuple[str, str]:
     """The root credentials: given by the settings, or made once into a file that only the owner reads."""
-    path = settings.home / "credentials"
-    if path.exists() or settings.root_access_key_id:
-        return
-    text = f"access_key_id=KMS{secrets.token_hex(10).upper()}\naccess_key_secret={secrets.token_urlsafe(32)}\n"
-    write_file(path, text.encode())
+    if settings.root_access_key_id:
+        return settings.root_access_key_id, settings.root_access_key_secret
+    path = settings.credentials_file
+    if not path.exists():
+        access_key_id, secret = new_credentials()
+        write_file(path, f"access_key_id={access_key_id}\naccess_key_secret={secret}\n".encode())
+    require_private(path)
+    return read_credentials(path)
+
+
+def _quietly(act: Callable[[], None]) -> None:
+    """At the end, when what fails cannot be helped any more."""
+    with suppress(KmsError):
+        act()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Protocol
@@ -16,6 +17,11 @@ class Clock(Protocol):
     def now(self) -> datetime:
         """The present instant, timezone-aware, UTC."""
         ...
+
+
+def wall_seconds() -> float:
+    """Seconds since 1970 by the machine's clock, whatever business time is: for the stamps of requests, which clients take from theirs."""
+    return time.time()
 
 
 class SystemClock:

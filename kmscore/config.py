@@ -26,6 +26,7 @@ SOFTHSM_MODULES = (
 )
 MAX_SECONDS = 86_400
 MAX_COUNT = 1 << 31
+MAX_WORKERS = 64
 NO_TOKEN = "none"
 TOKEN_LABEL = "kmscore"
 
@@ -66,6 +67,11 @@ class Settings:
     max_key_versions: int = 50  # of CreateKeyVersion only; rotation is not bound by it
     max_keys: int = 0  # quota; 0: none
     max_aliases: int = 0  # quota; 0: none
+    # --- of a service
+    workers: int = 1  # processes that serve on one port
+    tls_certificate: str = ""  # a file in PEM, with its chain; empty: no TLS
+    tls_key: str = ""  # its private key, in PEM
+    requests_per_second: int = 0  # of one access key, over all workers of a service; 0: no limit
 
     @property
     def has_token(self) -> bool:
@@ -85,6 +91,11 @@ class Settings:
         return Path(self.pkcs11_pin_file) if self.pkcs11_pin_file else self.home / "pin"
 
     @property
+    def credentials_file(self) -> Path:
+        """The root access key, where the settings name none."""
+        return self.home / "credentials"
+
+    @property
     def database(self) -> Path:
         return self.home / "kms.db"
 
@@ -93,6 +104,7 @@ class Settings:
 _ENVIRONMENT = (
     "listen database_url redis_url region account_id root_access_key_id root_access_key_secret"
     " pkcs11_module pkcs11_token pkcs11_pin_file pkcs11_init_args allow_host_unwrap clock_file"
+    " workers tls_certificate tls_key requests_per_second"
 ).split()
 
 
@@ -118,13 +130,29 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
     return settings if settings.pkcs11_module else replace(settings, pkcs11_module=_find_softhsm())
 
 
-def _from_environment(name: str, value: str) -> str | bool:
+def read_credentials(path: Path) -> tuple[str, str]:
+    """(access key id, secret) of a credentials file: lines `access_key_id=` and `access_key_secret=`. Raises SetupError."""
+    try:
+        lines = [line.partition("=") for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise SetupError(f"cannot read {path}: {getattr(error, 'strerror', 'it is not UTF-8 text')}") from None
+    found = {name.strip(): value.strip() for name, _, value in lines}
+    if not found.get("access_key_id") or not found.get("access_key_secret"):
+        raise SetupError(f"{path} has no access_key_id= and access_key_secret=; restore it, or remove it to have new ones made")
+    return found["access_key_id"], found["access_key_secret"]
+
+
+def _from_environment(name: str, value: str) -> str | bool | int:
     if name == "pkcs11_module":
         return value or NO_TOKEN  # set but empty means "not this one": no token at all
     if _types()[name] == "bool":
         if value.lower() not in ("", "0", "1", "false", "true"):
             raise SetupError(f"KMS_{name.upper()} must be 1 or 0, not {value!r}")
         return value.lower() in ("1", "true")
+    if _types()[name] == "int":
+        if not re.fullmatch(r"[0-9]{1,10}", value, re.ASCII):
+            raise SetupError(f"KMS_{name.upper()} must be a whole number, not {value!r}")
+        return int(value)
     return value
 
 
@@ -167,6 +195,12 @@ def _check(settings: Settings) -> None:
         raise SetupError(f"account_id must be digits, not {settings.account_id!r}")
     if not re.fullmatch(r"[A-Za-z0-9-]+", settings.region):
         raise SetupError(f"region must be letters, digits and '-', not {settings.region!r}")
+    if not 1 <= settings.workers <= MAX_WORKERS:
+        raise SetupError(f"workers must be from 1 to {MAX_WORKERS}, not {settings.workers}")
+    if bool(settings.root_access_key_id) != bool(settings.root_access_key_secret):
+        raise SetupError("root_access_key_id and root_access_key_secret go together; one of them is not set")
+    if bool(settings.tls_certificate) != bool(settings.tls_key):
+        raise SetupError("tls_certificate and tls_key go together; one of them is not set")
     if settings.database_url:
         raise SetupError("database_url: only the SQLite database of the home is offered; leave it unset")
 

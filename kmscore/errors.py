@@ -6,38 +6,65 @@ numbers only, so they pickle, and never a key byte, a plaintext, a PIN or a toke
 
 from __future__ import annotations
 
-# Code -> (HTTP status, may the very same call succeed later?).
-CODES: dict[str, tuple[int, bool]] = {
-    "AliasAlreadyExists": (400, False),
-    "Duplicate.TagKey": (400, False),
-    "ExpiredImportToken": (400, False),
-    "Forbidden.AliasNotFound": (404, False),
-    "Forbidden.DKMSInstanceNotFound": (403, False),
-    "Forbidden.KeyNotFound": (404, False),
-    "Forbidden.KeyVersionNotFound": (404, False),
-    "Forbidden.NoPermission": (403, False),
-    "Forbidden.ResourceNotFound": (404, False),
-    "InternalFailure": (500, False),
-    "InvalidApi.NotFound": (404, False),
-    "InvalidImportToken": (400, False),
-    "InvalidKeyMaterial": (400, False),
-    "InvalidParameter": (400, False),
-    "InvalidParameter.TagKey": (400, False),
-    "InvalidParameter.TagValue": (400, False),
-    "InvalidResourceId.NotFound": (404, False),
-    "MissingParameter": (400, False),
-    "Rejected.Disabled": (409, False),
-    "Rejected.LimitExceeded": (400, False),
-    "Rejected.PendingDeletion": (409, False),
-    "Rejected.PendingImport": (409, False),
-    "Rejected.StateModifiedFailed": (409, False),
-    "Rejected.Unavailable": (409, False),
-    "Rejected.UnsupportedOperation": (400, False),
-    "ServiceUnavailableTemporary": (503, True),
-    "Unsupported.Alias": (400, False),
-    "Unsupported.Origin": (400, False),
-    "Unsupported.ProtectionLevel": (400, False),
-    "UnsupportedOperation": (400, False),
+from typing import NamedTuple
+
+
+class Code(NamedTuple):
+    """`when` it is answered, for docs/API.md. `retryable`: may the very same call succeed later?"""
+
+    status: int  # of HTTP
+    when: str
+    retryable: bool = False
+
+
+CODES: dict[str, Code] = {
+    "AccessDeniedError": Code(403, "DryRun: the caller may not do it"),
+    "AliasAlreadyExists": Code(400, "the alias names a key already"),
+    "DryRunOperationError": Code(400, "DryRun: the call would have succeeded"),
+    "Duplicate.TagKey": Code(400, "a tag key is given twice"),
+    "EntityAlreadyExists.User": Code(409, "there is a user of that name (command line and library only)"),
+    "EntityNotExist.User": Code(404, "there is no such user (command line and library only)"),
+    "ExpiredImportToken": Code(400, "the import token is older than 24 hours"),
+    "Forbidden.AccessKey": Code(403, "the access key is disabled"),
+    "Forbidden.AliasNotFound": Code(404, "the alias names no key"),
+    "Forbidden.DKMSInstanceNotFound": Code(403, "there is no such instance"),
+    "Forbidden.KeyNotFound": Code(404, "there is no such key, or it is destroyed, or a ciphertext names none that is here"),
+    "Forbidden.KeyVersionNotFound": Code(404, "the key has no such version"),
+    "Forbidden.NoPermission": Code(403, "neither the caller's policy nor the key's allows it, or one of them denies it"),
+    "Forbidden.Opened": Code(400, "OpenKmsService: the service is always open"),
+    "Forbidden.ResourceNotFound": Code(404, "there is no policy of that name"),
+    "IncompleteSignature": Code(400, "the request is not signed, half signed, or signed in two ways"),
+    "InternalFailure": Code(500, "a fault of the service; the RequestId is in its log"),
+    "InvalidAccessKeyId.NotFound": Code(404, "there is no such access key"),
+    "InvalidApi.NotFound": Code(404, "the API has no such operation"),
+    "InvalidImportToken": Code(400, "the import token is not genuine, belongs to another key, or has failed eight times"),
+    "InvalidKeyMaterial": Code(400, "the wrapped material is not what it must be, or not the same as before"),
+    "InvalidParameter": Code(400, "a parameter is malformed or out of range; also every ciphertext that does not decrypt"),
+    "InvalidParameter.TagKey": Code(400, "a tag key is not allowed"),
+    "InvalidParameter.TagValue": Code(400, "a tag value is not allowed"),
+    "InvalidResourceId.NotFound": Code(404, "one of several resources is not there"),
+    "InvalidSignatureMethod": Code(400, "the signature is of a kind that is not known"),
+    "InvalidTimeStamp.Expired": Code(400, "the request was stamped more than 15 minutes from now, or before the machine was started"),
+    "InvalidTimeStamp.Format": Code(400, "the stamp is not YYYY-MM-DDThh:mm:ssZ"),
+    "MissingParameter": Code(400, "a parameter is needed and absent or empty"),
+    "ParseRequestParameterException": Code(400, "the request cannot be read in one way only: encoding, size, body, a name twice"),
+    "Rejected.Disabled": Code(409, "the key is Disabled"),
+    "Rejected.LimitExceeded": Code(400, "a quota, or the number of versions, offers, uses or access keys, is used up"),
+    "Rejected.PendingDeletion": Code(409, "the key waits for its deletion"),
+    "Rejected.PendingImport": Code(409, "the key has no material, or it expired"),
+    "Rejected.StateModifiedFailed": Code(409, "the state of the key does not allow this change"),
+    "Rejected.Throttling": Code(429, "the access key sends more than it may; the headers tell when to come again", retryable=True),
+    "Rejected.Unavailable": Code(409, "the custody does not find the material of the key"),
+    "Rejected.UnsupportedOperation": Code(400, "the key cannot do this, or must not now (age of its version, deletion protection)"),
+    "ServiceUnavailableTemporary": Code(503, "store, token or service cannot answer now; the same call may succeed later", retryable=True),
+    "SignatureDoesNotMatch": Code(400, "the signature is not one of this request by this access key"),
+    "SignatureNonceUsed": Code(400, "the request was seen before"),
+    "Unsupported.Alias": Code(400, "this operation takes an id or ARN, not an alias"),
+    "Unsupported.Origin": Code(400, "only keys of Origin EXTERNAL are imported"),
+    "Unsupported.ProtectionLevel": Code(400, "the service has no token for level HSM"),
+    "UnsupportedHTTPMethod": Code(403, "another method than GET and POST"),
+    "UnsupportedOperation": Code(400, "the operation, parameter or kind of credentials is known and not offered here"),
+    "ValidationError": Code(400, "DryRun: the call would have been refused; the message tells with what"),
 }
 
 
@@ -51,7 +78,7 @@ class KmsError(Exception):
         super().__init__(code, message)
         self.code = code
         self.message = message
-        self.status, self.retryable = CODES[code]
+        self.status, _, self.retryable = CODES[code]
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"
@@ -67,7 +94,7 @@ class TokenError(KmsError):
         self.name = name or f"CKR 0x{rv:x}"
         self.code = code
         self.message = f"the token refused {function}: {self.name}"
-        self.status, self.retryable = CODES[code]
+        self.status, _, self.retryable = CODES[code]
 
 
 class SetupError(KmsError):
@@ -77,7 +104,7 @@ class SetupError(KmsError):
         Exception.__init__(self, message)
         self.code = "InternalFailure"
         self.message = message
-        self.status, self.retryable = CODES[self.code]
+        self.status, _, self.retryable = CODES[self.code]
 
 
 class Conflict(KmsError):
@@ -87,7 +114,7 @@ class Conflict(KmsError):
         Exception.__init__(self, stream)
         self.code = "ServiceUnavailableTemporary"
         self.message = f"{stream} was changed at the same time; try again"
-        self.status, self.retryable = CODES[self.code]
+        self.status, _, self.retryable = CODES[self.code]
 
 
 def missing(parameter: str) -> KmsError:

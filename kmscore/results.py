@@ -212,3 +212,62 @@ class Finding:
     level: Literal["ok", "warn", "fail"]
     what: str
     do: str = ""
+
+
+# --- custodies, as the API calls them ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceItem:
+    kms_instance_id: str
+    kms_instance_arn: str
+
+
+@dataclass(frozen=True, slots=True)
+class Instance:
+    """A custody. `product_type` is its protection level, `product_version` what the token or this program says of itself."""
+
+    instance_id: str
+    instance_name: str
+    status: str  # Connected, Error
+    create_time: datetime  # of the home
+    product_type: str
+    product_version: str
+    key_num: int
+    ca_certificate_chain_pem: str = ""
+
+
+# --- who may do what ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class UserItem:
+    user_name: str
+    arn: str
+    policy: str  # the text of it; empty: none
+
+
+@dataclass(frozen=True, slots=True)
+class AccessKey:
+    access_key_id: str
+    user_name: str
+    status: str  # Active, Inactive
+    create_date: datetime
+    last_used_date: datetime | None  # exact to a minute; None: never
+
+
+@dataclass(frozen=True, slots=True)
+class NewAccessKey:
+    access_key_id: str
+    access_key_secret: str = field(repr=False)
+    user_name: str
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a simulation says of one caller. `able`: they have an access key that is enabled."""
+
+    arn: str
+    allowed: bool
+    why: str
+    able: bool

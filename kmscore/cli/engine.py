@@ -57,7 +57,7 @@ def own_command(home: Path) -> str:
 
 
 @contextmanager
-def open_engine(*, ticker: bool = False) -> Iterator[Kms]:
+def open_engine(*, ticker: bool = False, **settings: Any) -> Iterator[Kms]:
     """The engine on the chosen home; a home that does not exist is made, and the user is told.
 
     Without a ticker a command does what it was asked to do and nothing else.
@@ -65,7 +65,7 @@ def open_engine(*, ticker: bool = False) -> Iterator[Kms]:
     kmscore.protect_process()
     home = home_path()
     is_new = not home.exists()
-    with kmscore.open_kms(home, ticker=ticker) as kms:
+    with kmscore.open_kms(home, ticker=ticker, **settings) as kms:
         if is_new:
             click.echo(f"made a new home at {home}", err=True)
         yield kms

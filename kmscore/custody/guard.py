@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from kmscore.custody.files import make_directory, sync_file, write_file
 from kmscore.custody.fragments import TOKEN_OBJECT
 from kmscore.custody.objectfile import TokenObject, parse_token, read_token
-from kmscore.disk import sync_directory
+from kmscore.disk import make_directory, sync_directory, sync_file, write_file
 from kmscore.errors import SetupError
 
 

@@ -46,6 +46,7 @@ class HsmKeeper:
         mechanisms = library.core.mechanisms(slot)
         self.mechanisms = frozenset(mechanisms)
         self._library = library
+        self._slot = slot
         self._instance_id = instance_id
         self._allow_host_unwrap = allow_host_unwrap
         # It may also be a SoftHSM token that an operator made.
@@ -55,6 +56,12 @@ class HsmKeeper:
         self._unwrapper = Unwrapper(self.token, self.mechanisms, self._objects.lock)
         self._ability = Ability(self._objects, self.token, self._unwrapper, mechanisms)
         self._closed = False
+
+    def about(self) -> tuple[str, str]:
+        """(label, model and firmware), asked of the token now. Raises KmsError when it does not answer."""
+        with self._library.in_use():
+            info = self._library.core.token_info(self._slot)
+        return str(info["label"]), f"{info['model']} {info['firmware']}"
 
     # --- what the token can do -------------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from kmscore.custody.files import make_directory
+from kmscore.disk import make_directory
 from kmscore.errors import KmsError
 
 # Eight processes that start on one empty home queue up here, each for a first start or a C_Initialize of some thousand objects. Seconds.

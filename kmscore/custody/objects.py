@@ -19,13 +19,13 @@ from pkcs11.exceptions import PKCS11Error
 from pkcs11.types import Object, Session
 
 from kmscore.custody import _p11, module, templates
-from kmscore.custody.files import FREE_SPACE_FLOOR, free_bytes
 from kmscore.custody.fragments import find_nameless, named_files, sweep_fragments
 from kmscore.custody.generation import look_again
 from kmscore.custody.locks import token_lock
 from kmscore.custody.objectfile import is_whole
 from kmscore.custody.port import Inventory
 from kmscore.custody.tokenerrors import HANDLE_INVALID, calling, patiently
+from kmscore.disk import FREE_SPACE_FLOOR, free_bytes
 from kmscore.errors import KmsError, TokenError
 
 T = TypeVar("T")

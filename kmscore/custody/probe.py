@@ -14,12 +14,12 @@ from typing import Literal
 from pkcs11 import Mechanism
 
 from kmscore.config import Settings
-from kmscore.custody.files import FREE_SPACE_FLOOR, free_bytes
 from kmscore.custody.fragments import TOKEN_OBJECT, find_fragments, find_nameless
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.objectfile import read_token
 from kmscore.custody.softhsm import TokenHome
 from kmscore.custody.templates import mechanism_name
+from kmscore.disk import FREE_SPACE_FLOOR, free_bytes
 from kmscore.domain.algorithms import WrappingAlgorithm
 from kmscore.domain.specs import SPECS, KeySpec
 from kmscore.errors import KmsError

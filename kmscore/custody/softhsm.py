@@ -20,11 +20,10 @@ from pathlib import Path
 
 from kmscore.config import Settings
 from kmscore.custody import _p11, module
-from kmscore.custody.files import make_directory, remove_tree, require_private, require_space, sync_tree, write_file
 from kmscore.custody.fragments import TOKEN_OBJECT
 from kmscore.custody.guard import Guard
 from kmscore.custody.objectfile import read_token
-from kmscore.disk import sync_directory
+from kmscore.disk import make_directory, remove_tree, require_private, require_space, sync_directory, sync_tree, write_file
 from kmscore.errors import SetupError, TokenError
 
 # `slots.mechanisms`: only what is used, since SoftHSM copies the whole list at each operation (HSM section 1): 15 rows instead of the

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import cast
 
 from kmscore.custody import _p11
-from kmscore.custody.files import require_private, write_file
 from kmscore.custody.port import Accept, AeadKey, Buffer, Facts, Inventory, Loaded, MaterialRef, MaterialTable
 from kmscore.custody.selftest import FORMAT_VERSION, self_test
 from kmscore.custody.wrapping import fitting, refused, serves
+from kmscore.disk import require_private, write_file
 from kmscore.domain.algorithms import AlgorithmFacts, WrappingAlgorithm, mac_hash
 from kmscore.domain.specs import HEADER_BYTES, SPECS, ContentKind, Family, KeySpec, KeyUsage, ProtectionLevel, Suite
 from kmscore.errors import KmsError, SetupError, bad_material, invalid

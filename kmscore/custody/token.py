@@ -7,11 +7,11 @@ from pathlib import Path
 
 from kmscore.config import Settings
 from kmscore.custody import _p11, module, softhsm
-from kmscore.custody.files import require_private, require_space
 from kmscore.custody.guard import Guard
 from kmscore.custody.hsm import HsmKeeper
 from kmscore.custody.objects import OpenToken, OwnToken
 from kmscore.custody.tokenerrors import PIN_REFUSED, TRANSIENT, patiently
+from kmscore.disk import require_private, require_space
 from kmscore.errors import SetupError, TokenError
 
 # A foreign tool that logs in takes no lock of ours and empties token.object for an instant: each attempt looks again from the start.

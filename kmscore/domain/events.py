@@ -15,6 +15,7 @@ from eventsourcing.utils import register_topic
 if TYPE_CHECKING:
     from kmscore.domain.alias import Alias
     from kmscore.domain.key import Key
+    from kmscore.domain.user import User
 
 
 class Event(CanMutateAggregate[str], metaclass=MetaDomainEvent):
@@ -25,6 +26,11 @@ class Event(CanMutateAggregate[str], metaclass=MetaDomainEvent):
     timestamp: datetime
     actor: str
     command_id: str
+
+
+def mutate_again(event: Any, aggregate: Any) -> Any:
+    """Of an event that begins a stream, and may come again in it."""
+    return CanInitAggregate.mutate(event, None) if aggregate is None else CanMutateAggregate.mutate(event, aggregate)
 
 
 # --- a key's life ----------------------------------------------------------------------------------------------------------------
@@ -224,6 +230,14 @@ class TagsChanged(Event):
         aggregate.tags = dict(self.tags)
 
 
+class KeyPolicyChanged(Event):
+    TOPIC = "KeyPolicyChanged"
+    policy: str  # the text of all of it
+
+    def apply(self, aggregate: Key) -> None:
+        aggregate.policy = self.policy
+
+
 # --- an alias's life -------------------------------------------------------------------------------------------------------------
 
 
@@ -235,7 +249,7 @@ class AliasBound(Event, CanInitAggregate[str]):
     key_id: str
 
     def mutate(self, aggregate: Any) -> Any:
-        return CanInitAggregate.mutate(self, None) if aggregate is None else CanMutateAggregate.mutate(self, aggregate)
+        return mutate_again(self, aggregate)
 
     def apply(self, aggregate: Alias) -> None:
         aggregate.key_id = self.key_id
@@ -256,6 +270,74 @@ class AliasDeleted(Event):
 
     def apply(self, aggregate: Alias) -> None:
         aggregate.key_id = ""
+
+
+# --- a user's life ---------------------------------------------------------------------------------------------------------------
+
+
+class UserCreated(Event, CanInitAggregate[str]):
+    """The first event of a user's stream, and again after each UserDeleted."""
+
+    TOPIC = "UserCreated"
+    originator_topic: str
+    policy: str  # the text of it; empty: none
+
+    def mutate(self, aggregate: Any) -> Any:
+        return mutate_again(self, aggregate)
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.exists = True
+        aggregate.policy = self.policy
+
+
+class UserPolicyChanged(Event):
+    TOPIC = "UserPolicyChanged"
+    policy: str
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.policy = self.policy
+
+
+class UserDeleted(Event):
+    TOPIC = "UserDeleted"
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.exists = False
+        aggregate.policy = ""
+
+
+class AccessKeyCreated(Event):
+    TOPIC = "AccessKeyCreated"
+    access_key_id: str
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.access_keys = {**aggregate.access_keys, self.access_key_id: True}
+        aggregate.created = {**aggregate.created, self.access_key_id: self.timestamp}
+
+
+class AccessKeyDisabled(Event):
+    TOPIC = "AccessKeyDisabled"
+    access_key_id: str
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.access_keys = {**aggregate.access_keys, self.access_key_id: False}
+
+
+class AccessKeyEnabled(Event):
+    TOPIC = "AccessKeyEnabled"
+    access_key_id: str
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.access_keys = {**aggregate.access_keys, self.access_key_id: True}
+
+
+class AccessKeyDeleted(Event):
+    TOPIC = "AccessKeyDeleted"
+    access_key_id: str
+
+    def apply(self, aggregate: User) -> None:
+        aggregate.access_keys = {k: v for k, v in aggregate.access_keys.items() if k != self.access_key_id}
+        aggregate.created = {k: v for k, v in aggregate.created.items() if k != self.access_key_id}
 
 
 EVENTS: tuple[type[Event], ...] = (
@@ -280,6 +362,14 @@ EVENTS: tuple[type[Event], ...] = (
     AliasBound,
     AliasRebound,
     AliasDeleted,
+    KeyPolicyChanged,
+    UserCreated,
+    UserPolicyChanged,
+    UserDeleted,
+    AccessKeyCreated,
+    AccessKeyDisabled,
+    AccessKeyEnabled,
+    AccessKeyDeleted,
 )
 
 for _event in EVENTS:

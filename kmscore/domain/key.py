@@ -38,6 +38,7 @@ class Key(BaseAggregate[str]):
         self.delete_at: datetime | None = None
         self.protected = False
         self.protection_description = ""
+        self.policy = ""  # the text of the key policy; empty: none was set
         self.destruction_started = False
         self.doomed_materials: frozenset[str] = frozenset()
         self.destroyed_materials: frozenset[str] = frozenset()
@@ -69,6 +70,8 @@ class Key(BaseAggregate[str]):
         )
         if delete_at is not None:
             key.trigger_event(events.DeletionScheduled, delete_at=delete_at, **by.fields)
+        if new.policy:
+            key.trigger_event(events.KeyPolicyChanged, policy=new.policy, **by.fields)
         if material is not None:
             key.want_material(material, by)
         return key
@@ -109,7 +112,7 @@ class Key(BaseAggregate[str]):
         if self.failed_imports.get(offer, 0) >= MAX_FAILED_IMPORTS:
             raise invalid_import_token()
         if operation == "ImportNextKeyMaterial":
-            # "At once" follows whatever is primary already, also where another's clock, or a later look at this one, dated that after `now`.
+            # "At once" follows whatever is primary already, also where another look at a clock dated that after `now`.
             before = self.versions if primary_at else [version for version in self.versions if not version.noted]
             if any((primary_at or now) < version.primary_at for version in before):
                 raise invalid("KeyMaterialActivateUnix", "Each material follows the one that was imported before it.")
@@ -290,6 +293,12 @@ class Key(BaseAggregate[str]):
         self.check("UpdateKeyDescription", by.now)
         if check_description(description) != self.description:
             self.trigger_event(events.DescriptionChanged, description=description, **by.fields)
+
+    def set_policy(self, policy: str, by: By) -> None:
+        """SetKeyPolicy. The caller has checked the text."""
+        self.check("SetKeyPolicy", by.now)
+        if policy != self.policy:
+            self.trigger_event(events.KeyPolicyChanged, policy=policy, **by.fields)
 
     def change_rotation(self, seconds: int, by: By, *, extended: bool = False) -> None:
         """`extended` lets asymmetric keys rotate by themselves, too; the API itself refuses that."""

@@ -28,6 +28,9 @@ class Place:
     region: str
     account_id: str
 
+    def arn(self, what: str) -> str:
+        return f"acs:kms:{self.region}:{self.account_id}:{what}"
+
     def key_arn(self, key_id: str) -> str:
         return f"acs:kms:{self.region}:{self.account_id}:key/{key_id}"
 

@@ -61,6 +61,7 @@ class ContentKind(IntEnum):
     TEXT = 1
     MATERIAL = 2  # wrapped software material at rest; no API accepts it
     IMPORT_TOKEN = 3  # the inside of an import token; only ImportKeyMaterial accepts it
+    ACCESS_SECRET = 4  # the secret of an access key at rest; no API accepts it
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,7 @@ _ONLY_WHILE_DELETING = {_E: MODIFIED_FAILED, _D: MODIFIED_FAILED, _I: MODIFIED_F
 
 REFUSALS: dict[str, dict[KeyState, str]] = {
     "DescribeKey": _ALWAYS,
+    "GetKeyPolicy": _ALWAYS,
     "DeleteAlias": _ALWAYS,
     "ListAliases": _ALWAYS,
     "ListAliasesByKeyId": _ALWAYS,
@@ -72,6 +73,7 @@ REFUSALS: dict[str, dict[KeyState, str]] = {
     "TagResources": _NOT_WHILE_DELETING,
     "UntagResources": _NOT_WHILE_DELETING,
     "SetDeletionProtection": _NOT_WHILE_DELETING,
+    "SetKeyPolicy": _NOT_WHILE_DELETING,
     "UpdateAlias": _NOT_WHILE_DELETING,
     "CreateAlias": _NOT_MODIFIABLE,
     "EnableKey": _SWITCH,

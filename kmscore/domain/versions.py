@@ -87,6 +87,7 @@ class NewKey:
     tags: Mapping[str, str] = field(default_factory=dict)
     rotation_seconds: int = 0
     instance_id: str = ""
+    policy: str = ""  # a key policy that was checked; empty: none
     system: bool = False
 
     def __post_init__(self) -> None:

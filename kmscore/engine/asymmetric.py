@@ -24,7 +24,8 @@ from kmscore.domain.algorithms import (
 )
 from kmscore.domain.specs import MAX_PLAINTEXT_BYTES, SPECS, KeyUsage
 from kmscore.engine.arguments import buffer, choice, required
-from kmscore.engine.keyring import KeyRing, VersionUse
+from kmscore.engine.keyring import KeyRing
+from kmscore.engine.views import VersionUse
 from kmscore.errors import KmsError, invalid
 from kmscore.results import AsymmetricDecrypted, AsymmetricEncrypted, Mac, MacVerified, PublicKey, Signature, Verified
 

@@ -16,7 +16,8 @@ from kmscore.custody.port import AeadKey, Buffer, Secret
 from kmscore.domain.envelope import NO_CONTEXT, pack_context
 from kmscore.domain.specs import HEADER_BYTES, MAX_PLAINTEXT_BYTES, MAX_TEXT_BYTES, ContentKind, Suite
 from kmscore.engine.arguments import buffer, whole
-from kmscore.engine.keyring import KeyRing, VersionUse
+from kmscore.engine.keyring import KeyRing
+from kmscore.engine.views import VersionUse
 from kmscore.errors import KmsError, invalid, missing
 from kmscore.results import DataKey, Decrypted, Encrypted
 

@@ -39,6 +39,7 @@ def key_metadata(key: Key, place: Place, now: datetime, *, with_protection: bool
         material_expire_time=primary.expires_at if primary and (primary.held or not primary.in_time(now)) else None,
         deletion_protection=("Enabled" if key.protected else "Disabled") if with_protection else None,
         deletion_protection_description=(key.protection_description or None) if with_protection else None,
+        dkms_instance_id=key.instance_id or None,
     )
 
 

@@ -22,9 +22,9 @@ from kmscore.domain.specs import KeySpec, Origin, ProtectionLevel
 from kmscore.domain.versions import Imported, NewKey
 from kmscore.engine.arguments import buffer, choice, required
 from kmscore.engine.effects import Effects
-from kmscore.engine.keyring import material_ref
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.seals import Digests, TokenSeal
+from kmscore.engine.views import material_ref
 from kmscore.errors import KmsError, bad_material, invalid, invalid_import_token
 from kmscore.ids import Ids
 from kmscore.results import ImportParameters

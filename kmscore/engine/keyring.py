@@ -7,83 +7,26 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
-from datetime import datetime
+from collections.abc import Callable, Mapping
 
 from kmscore.clock import Clock
-from kmscore.custody.port import Buffer, Keeper, Loaded, MaterialRef, keeper_at
+from kmscore.custody.port import Buffer, Keeper, Loaded, keeper_at
+from kmscore.domain.access import USER_PREFIX
 from kmscore.domain.alias import alias_not_found
-from kmscore.domain.envelope import NO_CONTEXT, pack_header, parse_header
+from kmscore.domain.envelope import parse_header
 from kmscore.domain.key import Key
 from kmscore.domain.names import ALIAS_PREFIX, Place
-from kmscore.domain.specs import ContentKind, KeyUsage, Origin, ProtectionLevel, Suite
+from kmscore.domain.policy import KeyPolicy
+from kmscore.domain.specs import HEADER_BYTES, ContentKind, KeyUsage, Origin, ProtectionLevel
 from kmscore.domain.states import KeyState, check_allowed
-from kmscore.domain.versions import Version
 from kmscore.engine.arguments import required
+from kmscore.engine.views import KINDS, KeyView, VersionUse
 from kmscore.errors import KmsError, forked, key_not_found, undecryptable
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
 
-KINDS = (ContentKind.RAW, ContentKind.TEXT)
 USE = "Encrypt"  # the row of the state table that every use of material shares
-
-
-class VersionUse:
-    """One version of a key, ready to be used. `loaded` is None until it is loaded, and again after it was idle."""
-
-    __slots__ = ("aad", "header", "idle", "key_id", "left", "loaded", "loading", "ref", "usable", "version_id")
-
-    def __init__(self, key: Key, version: Version) -> None:
-        self.key_id = key.id
-        self.version_id = version.version_id
-        self.ref = material_ref(key, version)
-        self.header: tuple[bytes, ...] = ()
-        if version.suite is not Suite.NONE:
-            self.header = tuple(pack_header(version.suite, kind, version.version_id) for kind in KINDS)
-        self.aad = tuple(header + NO_CONTEXT for header in self.header)
-        self.loaded: Loaded | None = None
-        self.loading = threading.Lock()
-        self.usable = True  # as the view says that it is in
-        self.idle = False
-        self.left = 0  # suite 2: reserved uses that are left (crypto.py)
-
-
-class KeyView:
-    """What a use of a key needs to know. Replaced, never changed, when the key's events change.
-
-    `timed`: it is true only from `since` to `until`, because imported material ends, or takes over; a clock may also go back.
-    """
-
-    __slots__ = ("encrypts", "key", "primary", "since", "timed", "until", "usable", "uses")
-
-    def __init__(self, key: Key, before: KeyView | None, now: datetime) -> None:
-        self.key = key
-        self.usable = not key.destruction_started and key.delete_at is None and key.enabled
-        self.uses: dict[str, VersionUse] = {}
-        for version in key.versions:
-            use = before.uses.get(version.version_id) if before is not None else None
-            if use is None or use.ref.material_id.hex() != version.material_id:  # imported again
-                use = VersionUse(key, version)
-            use.usable = version.usable(now)
-            self.uses[version.version_id] = use
-        primary = key.primary(now)
-        self.primary = self.uses[primary.version_id] if primary is not None else None
-        self.encrypts = self.usable and self.primary is not None and self.primary.usable and bool(self.primary.header)
-        instants = [v.expires_at for v in key.versions if v.held] + [v.primary_at for v in key.versions if not v.noted]
-        told = [instant for instant in instants if instant is not None]
-        self.timed = bool(told)
-        self.since = max((instant for instant in told if instant <= now), default=None)
-        self.until = min((instant for instant in told if instant > now), default=None)
-
-    def true_at(self, now: datetime) -> bool:
-        return (self.since is None or now >= self.since) and (self.until is None or now < self.until)
-
-
-def material_ref(key: Key, version: Version) -> MaterialRef:
-    """What a custody knows of a version."""
-    imported = key.origin is Origin.EXTERNAL
-    return MaterialRef(bytes.fromhex(version.material_id), key.spec, version.suite, key.usage, imported, version.public_key)
 
 
 class KeyRing:
@@ -112,6 +55,7 @@ class KeyRing:
         self._pid = os.getpid()
         self._position = queries.position()
         self._seen = -1
+        self.on_user_change: Callable[[str], None] = lambda stream: None  # told before a view counts as fresh
         self.refresh()
 
     # --- for the hot path --------------------------------------------------------------------------------------------------------
@@ -181,9 +125,33 @@ class KeyRing:
         key.check(operation, self._clock.now())
         return key
 
-    def _fresh_view(self, reference: str) -> KeyView:
+    def key_of_blob(self, blob: Buffer) -> str:
+        """The id of the key that made a blob, whatever its state. Raises Forbidden.KeyNotFound, and the one opaque error."""
+        self.require_fresh()
+        header = bytes(blob[:HEADER_BYTES])
+        found = self._by_header.get(header)
+        return (self._find(header, blob) if found is None else found)[0].key.id
+
+    def policy_of(self, key_id: str) -> KeyPolicy | None:
+        """The key policy of a key by its id; None where none was set, or where there is no such key."""
+        self.require_fresh()
+        view = self._views.get(key_id)
+        if view is None:
+            try:
+                view = self._view(key_id)
+            except KmsError as error:
+                if error.code != "Forbidden.KeyNotFound":
+                    raise
+                return None
+        return view.policy
+
+    def require_fresh(self) -> None:
+        """Take in what was committed, where something was."""
         if self._gate.generation != self._seen:
             self.refresh()
+
+    def _fresh_view(self, reference: str) -> KeyView:
+        self.require_fresh()
         view = self._view(self.resolve(reference))
         return self._now(view) if view.timed else view
 
@@ -231,8 +199,7 @@ class KeyRing:
         name = self._place.strip(required(reference, "KeyId"))
         if not name.startswith(ALIAS_PREFIX):
             return name
-        if self._gate.generation != self._seen:
-            self.refresh()
+        self.require_fresh()
         key_id = self._names.get(name)
         if key_id is None:
             self._check_process()
@@ -254,6 +221,8 @@ class KeyRing:
             for stream in changed:
                 if stream.startswith(ALIAS_PREFIX):
                     self._names.pop(stream, None)
+                elif stream.startswith(USER_PREFIX):
+                    self.on_user_change(stream)
                 elif stream in self._views:
                     self._rebuild(stream)
             self._position = position
@@ -318,7 +287,7 @@ class KeyRing:
         if key is None or key.system or key.destroyed or not (key.versions or key.origin is Origin.EXTERNAL):
             self._forget(key_id)
             return None
-        view = KeyView(key, before, self._clock.now())
+        view = KeyView(key, before, self._clock.now(), self._place.account_id)
         if before is not None:
             for use in before.uses.values():
                 if view.uses.get(use.version_id) is not use:

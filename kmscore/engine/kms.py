@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from kmscore.engine.kms_access import AccessOperations
 from kmscore.engine.kms_crypto import CryptoOperations
 from kmscore.engine.kms_keys import KeyOperations
+from kmscore.engine.kms_service import ServiceOperations
 from kmscore.errors import key_not_found
 from kmscore.results import DueReport, Finding, ReconcileReport
 
 
-class Kms(KeyOperations, CryptoOperations):
+class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
     """An open engine on one home. Made by `kmscore.open_kms`; thread-safe; not usable in a forked child."""
 
     # --- beyond the wire ---------------------------------------------------------------------------------------------------------

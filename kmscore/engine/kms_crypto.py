@@ -9,7 +9,7 @@ from kmscore.domain.specs import ContentKind
 from kmscore.engine.arguments import choice, items, required
 from kmscore.engine.crypto import Context
 from kmscore.engine.engine import Engine
-from kmscore.engine.keyring import KINDS
+from kmscore.engine.views import KINDS
 from kmscore.errors import KmsError, invalid
 from kmscore.results import (
     AsymmetricDecrypted,

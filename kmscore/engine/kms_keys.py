@@ -32,23 +32,33 @@ class KeyOperations(Engine):
         rotation_interval: str | None = None,
         tags: Mapping[str, str] | None = None,
         dkms_instance_id: str | None = None,
+        policy: str | None = None,
     ) -> KeyMetadata:
         """Make a key. Durable, verified and usable on return; level SOFTWARE unless asked otherwise.
 
-        Origin EXTERNAL: without material, in state PendingImport; see get_parameters_for_import.
+        Origin EXTERNAL: without material, in state PendingImport; see get_parameters_for_import. `dkms_instance_id` names a custody, and
+        with it the level; `policy` is a key policy (set_key_policy).
         """
         spec = choice(KeySpec, key_spec, "KeySpec")
+        level = choice(ProtectionLevel, protection_level or ProtectionLevel.SOFTWARE, "ProtectionLevel")
         if dkms_instance_id:
-            raise KmsError("Forbidden.DKMSInstanceNotFound", "The specified KMS instance is not found.")
+            named = self._s.instances.level_of(dkms_instance_id)
+            if protection_level and level is not named:
+                raise invalid("ProtectionLevel", f"The instance {dkms_instance_id} is of level {named.value}.")
+            level = named
+        if policy:
+            self._s.authority.check_policy(policy, "new")
         new = NewKey(
             spec=spec,
             usage=_usage(key_usage) if key_usage else SPECS[spec].usages[0],
             origin=choice(Origin, origin, "Origin"),
-            level=choice(ProtectionLevel, protection_level or ProtectionLevel.SOFTWARE, "ProtectionLevel"),
+            level=level,
             creator=self._s.settings.account_id,
             description=description,
             tags=string_map(tags, "Tags") if tags else {},
             rotation_seconds=_rotation(enable_automatic_rotation, rotation_interval),
+            instance_id=dkms_instance_id or "",
+            policy=policy or "",
         )
         self._check_quota("keys", self._s.settings.max_keys)
         return key_metadata(self._s.lifecycle.create(new), self._s.place, self._s.clock.now(), with_protection=False)

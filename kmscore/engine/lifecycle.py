@@ -19,6 +19,7 @@ from kmscore.domain.key import Key
 from kmscore.domain.names import check_alias
 from kmscore.domain.specs import Origin, ProtectionLevel
 from kmscore.domain.versions import NewKey, NewMaterial
+from kmscore.engine.acting import ASKED
 from kmscore.engine.effects import Effects
 from kmscore.errors import Conflict, KmsError, key_not_found
 from kmscore.ids import Ids
@@ -69,7 +70,7 @@ class Lifecycle:
                 self._effects.announce()
             return keys
 
-        return self._decide(attempt)
+        return self.decide(attempt)
 
     def bind_alias(self, name: str, key_id: str) -> None:
         def attempt(by: By) -> None:
@@ -77,7 +78,7 @@ class Lifecycle:
             self.load(key_id).check("CreateAlias", by.now)
             self._append_alias(Alias.bind(self._store.alias(name), name, key_id, by))
 
-        self._decide(attempt)
+        self.decide(attempt)
 
     def rebind_alias(self, name: str, key_id: str) -> None:
         def attempt(by: By) -> None:
@@ -86,7 +87,7 @@ class Lifecycle:
             alias.rebind(key_id, by)
             self._append_alias(alias)
 
-        self._decide(attempt)
+        self.decide(attempt)
 
     def delete_alias(self, name: str) -> None:
         def attempt(by: By) -> None:
@@ -94,7 +95,7 @@ class Lifecycle:
             alias.delete(by)
             self._append_alias(alias)
 
-        self._decide(attempt)
+        self.decide(attempt)
 
     # --- commands with an effect -------------------------------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class Lifecycle:
             self._effects.announce()
             return self._found(key_id)
 
-        return self._decide(attempt)
+        return self.decide(attempt)
 
     def remove_material(self, key_id: str, decide: Callable[[Key, By], None], eviction_wait: float) -> bool:
         """Let `decide` doom imported material of a key, and destroy it; False when it doomed none.
@@ -166,7 +167,7 @@ class Lifecycle:
             self._effects.destroy(key_id, keeper_at(self._keepers, key.level), self.by, eviction_wait)
             return True
 
-        return self._decide(attempt)
+        return self.decide(attempt)
 
     def destroy(self, key_id: str, eviction_wait: float, *, early: bool = False) -> bool:
         """Destroy a key whose window is over; False when there is nothing to destroy (any more). `early`: an import pair before its time.
@@ -192,7 +193,7 @@ class Lifecycle:
             self._effects.destroy(key_id, keeper_at(self._keepers, key.level), self.by, eviction_wait)  # D2-D5
             return True
 
-        done = self._decide(attempt)
+        done = self.decide(attempt)
         if done:
             for offer, _ in self._queries.live_imports(key_id):  # one that stays is destroyed when its own time is over
                 with suppress(KmsError):
@@ -203,6 +204,16 @@ class Lifecycle:
         """Finish a removal that was started; True when the key is gone with it."""
         self._effects.settle(key_id, self.by, eviction_wait)
         return self._found(key_id).destroyed
+
+    def decide(self, attempt: Callable[[By], Answer]) -> Answer:
+        """Let `attempt` decide and append, again on the fresh state as long as another writer is first, for a bounded time."""
+        deadline = time.monotonic() + self._patience
+        while True:
+            try:
+                return attempt(self.by())
+            except Conflict:
+                if time.monotonic() >= deadline:
+                    raise
 
     # --- loading -----------------------------------------------------------------------------------------------------------------
 
@@ -215,15 +226,6 @@ class Lifecycle:
         return key
 
     # --- how -----------------------------------------------------------------------------------------------------------------------
-
-    def _decide(self, attempt: Callable[[By], Answer]) -> Answer:
-        deadline = time.monotonic() + self._patience
-        while True:
-            try:
-                return attempt(self.by())
-            except Conflict:
-                if time.monotonic() >= deadline:
-                    raise
 
     def _settled(self, key_id: str, eviction_wait: float = 0) -> Key:
         """The key, once neither an attempt at material nor a removal is open on it; what a dead process left is settled on the way."""
@@ -257,4 +259,8 @@ class Lifecycle:
             self._effects.announce()
 
     def by(self) -> By:
-        return By(self._clock.now(), self._actor, self._ids.command_id())
+        """Now, for whom the engine acts, and by which command: of a request it is the RequestId."""
+        asked = ASKED.get()
+        if asked is None:
+            return By(self._clock.now(), self._actor, self._ids.command_id())
+        return By(self._clock.now(), asked.actor or self._actor, asked.request_id)

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from kmscore.clock import Clock
 from kmscore.config import Settings
 from kmscore.domain.names import Place
+from kmscore.engine.access import Access
 from kmscore.engine.asymmetric import Asymmetric
+from kmscore.engine.authority import Authority
 from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.exporting import Exporting
 from kmscore.engine.importing import Importing
+from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
@@ -34,8 +37,11 @@ class Services:
     asymmetric: Asymmetric
     exporting: Exporting
     importing: Importing
+    instances: Instances
     lifecycle: Lifecycle
     due: DueWork
     reconciler: Reconciler
     tagging: Tagging
+    access: Access
+    authority: Authority
     examine: Callable[[], list[Finding]]

@@ -28,7 +28,18 @@ class Kind(Enum):
     NUMBERED = auto()  # Name.1, Name.2, …
     NUMBERED_TAGS = auto()  # Tag.1.Key, Tag.1.Value, …; a value left out is empty
     NUMBERED_TAG_FILTERS = auto()  # the same; a value left out matches any
+    DRY_RUN = auto()  # true or false; read by `invoke`, not by the engine
     UNOFFERED = auto()  # known to the API, refused here unless it says what is so anyway (`default`)
+
+
+class Target(Enum):
+    """What a parameter names, that a caller must be permitted to use; of a list, each item does."""
+
+    NONE = auto()
+    KEY = auto()  # by id, ARN or alias
+    OWN_ID = auto()  # a key by id or ARN; the engine refuses an alias
+    BLOB = auto()  # the key that made a ciphertext
+    ALIAS = auto()  # an alias, and the key that it names now
 
 
 REPEATED = frozenset({Kind.NUMBERED, Kind.NUMBERED_TAGS, Kind.NUMBERED_TAG_FILTERS})
@@ -39,7 +50,8 @@ class Param:
     """One parameter under its wire name.
 
     `minimum` and `maximum` bound an integer, the characters of a string, the UTF-8 bytes of a text, or the items of a list. `default` is
-    what the engine does when the parameter is absent: it is told, not sent.
+    what the engine does when the parameter is absent: it is told, not sent. `target`, unless the argument `target_unless` is given: what
+    it names. `secret`: no error and no log holds its value.
     """
 
     name: str
@@ -51,6 +63,9 @@ class Param:
     choices: tuple[str, ...] = ()
     default: str = ""
     may_be_empty: bool = False
+    target: Target = Target.NONE
+    target_unless: str = ""
+    secret: bool = False
 
     @property
     def argument(self) -> str:
@@ -62,7 +77,9 @@ class Param:
 class Operation:
     """One operation: the wire's name, the engine's method, and how its result is told on the wire.
 
-    `fixed` are arguments that every call on the wire has. An `extension` is not part of the API of Alibaba Cloud.
+    `fixed` are arguments that every call on the wire has. An `extension` is not part of the API of Alibaba Cloud; its `action`, what a
+    policy calls it, is that of the operation it equals, so that no policy is walked around. `collection`: what a policy calls the resource
+    of a call that names no key.
     """
 
     name: str
@@ -73,10 +90,18 @@ class Operation:
     method: str = ""
     extension: bool = False
     fixed: Mapping[str, Any] = field(default_factory=dict)
+    action: str = ""
+    collection: str = "*"
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", snake_case(self.name))
+        object.__setattr__(self, "action", f"kms:{self.action or self.name}")
+
+    @property
+    def takes_region(self) -> bool:
+        """RegionId is a parameter of its own, not one of the protocol."""
+        return any(param.name == "RegionId" for param in self.params)
 
 
 def snake_case(name: str) -> str:

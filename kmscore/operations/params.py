@@ -6,12 +6,12 @@ from dataclasses import replace
 
 from kmscore.domain.algorithms import EncryptionAlgorithm, WrappingAlgorithm, WrappingKeySpec
 from kmscore.domain.schedule import LAST_UNIX
-from kmscore.operations.kinds import Kind, Param
+from kmscore.operations.kinds import Kind, Param, Target
 
-KEY = Param("KeyId", "The key's id or ARN.", required=True)
-KEY_OR_ALIAS = replace(KEY, help="The key's id, ARN or alias/NAME.")
+KEY = Param("KeyId", "The key's id or ARN.", required=True, target=Target.OWN_ID)
+KEY_OR_ALIAS = replace(KEY, help="The key's id, ARN or alias/NAME.", target=Target.KEY)
 VERSION = Param("KeyVersionId", "The version's id.", required=True)
-ALIAS = Param("AliasName", "alias/ and a name: letters, digits, '_', '-', '/', '.'.", required=True, maximum=255)
+ALIAS = Param("AliasName", "alias/ and a name: letters, digits, '_', '-', '/', '.'.", required=True, maximum=255, target=Target.ALIAS)
 PAGE = (
     Param("PageNumber", "Which page, from 1.", Kind.INTEGER, minimum=1, default="1"),
     Param("PageSize", "Rows of a page.", Kind.INTEGER, minimum=1, maximum=100, default="10"),
@@ -20,11 +20,11 @@ ROTATE = Param("EnableAutomaticRotation", "Rotate the key by itself.", Kind.BOOL
 INTERVAL = Param("RotationInterval", "How often: a number and d, h, m or s, from 7 to 730 days. Needed to rotate.")
 TAGS = Param("Tags", 'JSON: [{"TagKey":"team","TagValue":"a"}].', Kind.TAGS, maximum=20)
 RESOURCE_TYPE = Param("ResourceType", "What is tagged.", required=True, choices=("key", "secret"))
-RESOURCES = Param("ResourceId", "Key ids, numbered from 1 to 50.", Kind.NUMBERED, required=True, maximum=50)
+RESOURCES = Param("ResourceId", "Key ids, numbered from 1 to 50.", Kind.NUMBERED, required=True, maximum=50, target=Target.OWN_ID)
 REGION = Param("RegionId", "The region; any value.", required=True)
 
 CONTEXT = Param("EncryptionContext", 'JSON object of strings, bound to the ciphertext: {"table":"orders"}.', Kind.CONTEXT, maximum=8192)
-BLOB = Param("CiphertextBlob", "What Encrypt or GenerateDataKey answered, in base64.", Kind.BLOB, required=True)
+BLOB = Param("CiphertextBlob", "What Encrypt or GenerateDataKey answered, in base64.", Kind.BLOB, required=True, target=Target.BLOB)
 DATA_KEY = (
     KEY_OR_ALIAS,
     Param("KeySpec", "The size of the data key.", choices=("AES_256", "AES_128"), default="AES_256"),
@@ -42,8 +42,8 @@ WRAPPING = (
     Param("WrappingKeySpec", "The key to wrap it under.", required=True, choices=tuple(WrappingKeySpec)),
 )
 MATERIAL = (
-    Param("EncryptedKeyMaterial", "The material, wrapped under the public key, in base64.", Kind.BYTES, required=True),
-    Param("ImportToken", "The import token that came with that public key.", Kind.BYTES, required=True),
+    Param("EncryptedKeyMaterial", "The material, wrapped under the public key, in base64.", Kind.BYTES, required=True, secret=True),
+    Param("ImportToken", "The import token that came with that public key.", Kind.BYTES, required=True, secret=True),
 )
 EXPIRES = Param(
     "KeyMaterialExpireUnix",
@@ -55,8 +55,9 @@ EXPIRES = Param(
 )
 ACTIVATES = replace(EXPIRES, name="KeyMaterialActivateUnix", help="Unix seconds, from when on it encrypts; 0 is as if absent: now.")
 
-# A caller whose DryRun is not understood must not be surprised by a real effect.
-DRY_RUN = Param("DryRun", "Not offered.", Kind.UNOFFERED, default="false")
+DRY_RUN = Param("DryRun", "Check only: answers DryRunOperationError where the call would succeed.", Kind.DRY_RUN, default="false")
+KEY_POLICY = Param("Policy", "Who may use the key, as JSON (Authorization).", maximum=32768)
+POLICY_NAME = Param("PolicyName", "Only default.", default="default")
 
 
 def unoffered(*names: str) -> tuple[Param, ...]:

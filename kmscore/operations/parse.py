@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from kmscore.domain import strictjson
 from kmscore.errors import KmsError, invalid, missing
 from kmscore.operations.kinds import REPEATED, Kind, Operation, Param
 
@@ -19,6 +20,12 @@ _INTEGER = re.compile(r"-?[0-9]{1,18}", re.ASCII)
 _NUMBERED = re.compile(r"([A-Za-z]+)\.([1-9][0-9]{0,3})(?:\.(Key|Value))?", re.ASCII)
 
 Parts = dict[tuple[int, str], str]  # a repeated parameter: (its number, "" or "Key" or "Value") -> value
+
+
+def wants_dry_run(operation: Operation, params: Mapping[str, str]) -> bool:
+    """Raises KmsError InvalidParameter when it is neither true nor false."""
+    value = params.get("DryRun")
+    return bool(value) and any(p.kind is Kind.DRY_RUN and _boolean(p, str(value)) for p in operation.params)
 
 
 def arguments(operation: Operation, params: Mapping[str, str]) -> dict[str, Any]:
@@ -35,6 +42,8 @@ def arguments(operation: Operation, params: Mapping[str, str]) -> dict[str, Any]
     for param in present:
         if param.kind is Kind.UNOFFERED:
             _refuse_unoffered(param, given[param.name])
+        elif param.kind is Kind.DRY_RUN:
+            continue
         elif param.kind in REPEATED:
             found[param.argument] = _PART_READERS[param.kind](param, parts[param.name])
         else:
@@ -47,10 +56,15 @@ def _sort_out(operation: Operation, params: Mapping[str, str]) -> tuple[dict[str
     known = {param.name: param for param in operation.params}
     given: dict[str, str] = {}
     parts: dict[str, Parts] = {}
+    maps: dict[str, dict[str, str]] = {}  # a map that is sent as one parameter for each entry, as the old SDK for Node.js does
     for name, value in params.items():
         _encodable(name, name + value)
         if name in known and known[name].kind not in REPEATED:
             given[name] = value
+            continue
+        head, dot, entry = name.partition(".")
+        if dot and head in known and known[head].kind is Kind.CONTEXT:
+            maps.setdefault(head, {})[entry] = value
             continue
         match = _NUMBERED.fullmatch(name)
         param = known.get(match[1]) if match else None
@@ -58,6 +72,10 @@ def _sort_out(operation: Operation, params: Mapping[str, str]) -> tuple[dict[str
             raise invalid(name, f"{operation.name} has no such parameter.")
         if value or match[3] == "Value":
             parts.setdefault(param.name, {})[int(match[2]), match[3] or ""] = value
+    for name, entries in maps.items():
+        if name in given:
+            raise invalid(name, "It is given in two ways.")
+        given[name] = json.dumps(entries, ensure_ascii=False, separators=(",", ":"))
     return given, parts
 
 
@@ -193,14 +211,9 @@ def _array(param: Param, value: str, of: type) -> list[Any]:
 
 
 def _json(param: Param, value: str) -> Any:
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(found := dict(pairs)) != len(pairs):
-            raise ValueError("a name occurs twice")
-        return found
-
     try:
-        return json.loads(value, object_pairs_hook=unique)
-    except (ValueError, RecursionError):
+        return strictjson.loads(value)
+    except ValueError:
         raise invalid(param.name, "It is not valid JSON, or a name occurs twice in it.") from None
 
 

@@ -20,6 +20,8 @@ if TYPE_CHECKING:  # a dozen classes that `kms --help` need not make
         Encrypted,
         ExportedDataKey,
         ImportParameters,
+        Instance,
+        InstanceItem,
         KeyItem,
         KeyMetadata,
         KeyVersion,
@@ -165,6 +167,47 @@ def mac(answer: Mac) -> Json:
 
 def mac_verified(answer: MacVerified) -> Json:
     return {"Algorithm": answer.algorithm, "KeyId": answer.key_id, "Value": answer.value}
+
+
+def key_policy(text: str) -> Json:
+    return {"Policy": text}
+
+
+def regions(ids: Sequence[str]) -> Json:
+    return {"Regions": {"Region": [{"RegionId": region} for region in ids]}}
+
+
+def account_status(status: str) -> Json:
+    return {"AccountStatus": status}
+
+
+def instances(page: Page[InstanceItem]) -> Json:
+    rows = [{"KmsInstanceArn": item.kms_instance_arn, "KmsInstanceId": item.kms_instance_id} for item in page.items]
+    return {"KmsInstances": {"KmsInstance": rows}, **_page(page)}
+
+
+def instance(found: Instance) -> Json:
+    """Of the many fields of a dedicated instance, those that mean something here."""
+    return {
+        "KmsInstance": {
+            "CaCertificateChainPem": found.ca_certificate_chain_pem,
+            "CreateTime": date(found.create_time),
+            "EndDate": "",
+            "InstanceId": found.instance_id,
+            "InstanceName": found.instance_name,
+            "KeyNum": found.key_num,
+            "ProductType": found.product_type,
+            "ProductVersion": found.product_version,
+            "SecretNum": "0",
+            "Spec": 0,
+            "StartDate": date(found.create_time),
+            "Status": found.status,
+        }
+    }
+
+
+def default_instance(instance_id: str) -> Json:
+    return {"DefaultKmsInstanceId": instance_id}
 
 
 def date(instant: datetime | None) -> str:

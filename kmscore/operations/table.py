@@ -7,7 +7,7 @@ from dataclasses import replace
 from kmscore.domain.specs import CALLER_USAGES, KeySpec, Origin, ProtectionLevel
 from kmscore.operations import params as p
 from kmscore.operations import render
-from kmscore.operations.kinds import Kind, Operation, Param
+from kmscore.operations.kinds import Kind, Operation, Param, Target
 from kmscore.operations.table_crypto import CRYPTOGRAPHY
 
 GROUPS = {
@@ -19,6 +19,9 @@ GROUPS = {
     "crypto-symmetric": "Cryptography",
     "crypto-asymmetric": "Asymmetric cryptography",
     "crypto-mac": "Message authentication",
+    "policy": "Key policies",
+    "service": "Service",
+    "instance": "Instances",
 }
 
 _KEYS = (
@@ -36,11 +39,12 @@ _KEYS = (
             p.ROTATE,
             p.INTERVAL,
             p.TAGS,
-            Param("DKMSInstanceId", "A dedicated instance; there is none here."),
+            Param("DKMSInstanceId", "The custody that keeps the material, as ListKmsInstances names it."),
             Param("KeyStorageMechanism", "Not offered.", Kind.UNOFFERED, default="HsmInternal"),
-            *p.unoffered("Policy"),
+            p.KEY_POLICY,
         ),
         render.key_metadata,
+        collection="key",
     ),
     Operation("DescribeKey", "Everything about a key but its material.", "key-lifecycle", (p.KEY_OR_ALIAS,), render.key_metadata),
     Operation(
@@ -52,6 +56,7 @@ _KEYS = (
             *p.PAGE,
         ),
         render.keys,
+        collection="key",
     ),
     Operation(
         "UpdateKeyDescription",
@@ -78,7 +83,7 @@ _KEYS = (
         "key-lifecycle",
         (
             replace(p.KEY, required=False),
-            Param("ProtectedResourceArn", "The key's ARN, where KeyId is not given."),
+            Param("ProtectedResourceArn", "The key's ARN, where KeyId is not given.", target=Target.OWN_ID),
             Param("EnableDeletionProtection", "Protect, or no longer.", Kind.BOOLEAN, required=True),
             Param("DeletionProtectionDescription", "Why; kept while protected."),
             *p.unoffered("KmsInstanceId"),
@@ -113,6 +118,7 @@ _KEYS = (
         (p.KEY_OR_ALIAS,),
         render.key_version,
         extension=True,
+        action="CreateKeyVersion",
     ),
     Operation(
         "UpdateExtendedRotationPolicy",
@@ -121,6 +127,7 @@ _KEYS = (
         (p.KEY, replace(p.ROTATE, required=True, default=""), p.INTERVAL),
         render.nothing,
         extension=True,
+        action="UpdateRotationPolicy",
     ),
     # --- import --------------------------------------------------------------------------------------------------------------------
     Operation(
@@ -144,6 +151,7 @@ _KEYS = (
         (p.KEY, *p.MATERIAL, p.ACTIVATES, p.EXPIRES),
         render.nothing,
         extension=True,
+        action="ImportKeyMaterial",
     ),
     Operation(
         "DeleteKeyMaterial",
@@ -156,7 +164,7 @@ _KEYS = (
     Operation("CreateAlias", "Give a key one more name.", "alias", (p.KEY, p.ALIAS), render.nothing),
     Operation("UpdateAlias", "Move an alias to another key.", "alias", (p.KEY, p.ALIAS), render.nothing),
     Operation("DeleteAlias", "Take an alias away; its key stays.", "alias", (p.ALIAS,), render.nothing),
-    Operation("ListAliases", "Aliases of every key, by name.", "alias", p.PAGE, render.aliases),
+    Operation("ListAliases", "Aliases of every key, by name.", "alias", p.PAGE, render.aliases, collection="alias"),
     Operation("ListAliasesByKeyId", "Aliases of one key, by name.", "alias", (p.KEY, *p.PAGE), render.aliases),
     # --- tags ----------------------------------------------------------------------------------------------------------------------
     Operation(
@@ -215,7 +223,50 @@ _KEYS = (
             p.REGION,
         ),
         render.tag_resources,
+        collection="key",
     ),
+    # --- policies --------------------------------------------------------------------------------------------------------------------
+    Operation("GetKeyPolicy", "Who may use a key.", "policy", (p.KEY, p.POLICY_NAME), render.key_policy),
+    Operation(
+        "SetKeyPolicy",
+        "Say who may use a key; in effect everywhere when the answer comes.",
+        "policy",
+        (p.KEY, replace(p.KEY_POLICY, required=True), p.POLICY_NAME),
+        render.nothing,
+    ),
+    # --- the service -----------------------------------------------------------------------------------------------------------------
+    Operation("DescribeRegions", "The region of this service.", "service", (), render.regions),
+    Operation("DescribeAccountKmsStatus", "Enabled, always.", "service", (), render.account_status),
+    Operation("OpenKmsService", "Answers Forbidden.Opened: the service is open.", "service", (), render.nothing),
+    Operation(
+        "ListKmsInstances",
+        "The custodies: one for each protection level.",
+        "instance",
+        (*p.unoffered("Filters"), p.PAGE[0], replace(p.PAGE[1], default="20")),
+        render.instances,
+    ),
+    Operation(
+        "GetKmsInstance",
+        "One custody: whether it answers, and how many keys it holds.",
+        "instance",
+        (Param("KmsInstanceId", "As ListKmsInstances names it.", required=True),),
+        render.instance,
+    ),
+    Operation("GetDefaultKmsInstance", "The custody that CreateKey uses where nothing is said.", "instance", (), render.default_instance),
 )
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (*_KEYS, *CRYPTOGRAPHY)}
+
+SECRETS = frozenset(param.name for operation in OPERATIONS.values() for param in operation.params if param.secret)
+"""Names of the parameters whose values no error and no log holds."""
+
+# Of the API, and not of this service: secrets, dedicated instances and their networks, enclaves.
+UNOFFERED = frozenset(
+    "BatchGetSecretValue ConnectKmsInstance CreateApplicationAccessPoint CreateClientKey CreateNetworkRule CreatePolicy CreateSecret"
+    " DeleteApplicationAccessPoint DeleteClientKey DeleteNetworkRule DeletePolicy DeleteSecret DescribeApplicationAccessPoint"
+    " DescribeNetworkRule DescribePolicy DescribeSecret GetChallenge GetClientKey GetKmsInstanceQuotaInfos GetManagedDataKey"
+    " GetRandomPassword GetSecretPolicy GetSecretValue ListApplicationAccessPoints ListClientKeys ListManagedDataKeyVersions"
+    " ListNetworkRules ListPolicies ListSecretVersionIds ListSecrets PutSecretValue ReleaseKmsInstance RestoreSecret RotateSecret"
+    " SetSecretPolicy UpdateApplicationAccessPoint UpdateKmsInstanceBindVpc UpdateNetworkRule UpdatePolicy UpdateSecret"
+    " UpdateSecretRotationPolicy UpdateSecretVersionStage".split()
+)

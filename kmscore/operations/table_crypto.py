@@ -8,13 +8,13 @@ from kmscore.domain.algorithms import EncryptionAlgorithm, MacAlgorithm, Signing
 from kmscore.domain.specs import MAX_TEXT_BYTES, ContentKind
 from kmscore.operations import params as p
 from kmscore.operations import render
-from kmscore.operations.kinds import Kind, Operation, Param
+from kmscore.operations.kinds import Kind, Operation, Param, Target
 
 _SIGNING = Param("Algorithm", "How to sign.", required=True, choices=tuple(SigningAlgorithm))
 _ENCRYPTION = Param("Algorithm", "How to encrypt.", required=True, choices=tuple(EncryptionAlgorithm))
 _MAC = Param("Algorithm", "The one that fits the key.", required=True, choices=tuple(MacAlgorithm))
 _DIGEST = Param("Digest", "The digest of the message, as long as the algorithm's hash, in base64.", Kind.BYTES, required=True)
-_MESSAGE = Param("Message", "0 to 6,144 bytes, in base64.", Kind.BYTES, required=True, may_be_empty=True)
+_MESSAGE = Param("Message", "0 to 6,144 bytes, in base64.", Kind.BYTES, required=True, may_be_empty=True, secret=True)
 
 CRYPTOGRAPHY = (
     # --- cryptography --------------------------------------------------------------------------------------------------------------
@@ -30,6 +30,7 @@ CRYPTOGRAPHY = (
                 Kind.TEXT,
                 required=True,
                 maximum=MAX_TEXT_BYTES,
+                secret=True,
             ),
             p.CONTEXT,
             p.DRY_RUN,
@@ -49,11 +50,11 @@ CRYPTOGRAPHY = (
         "Encrypt the content of a ciphertext anew. Answers key and version of the source.",
         "crypto-symmetric",
         (
-            p.BLOB,
+            replace(p.BLOB, target_unless="source_key_id"),
             replace(p.KEY_OR_ALIAS, name="DestinationKeyId"),
             replace(p.CONTEXT, name="SourceEncryptionContext", help="The context of the source, as JSON."),
             replace(p.CONTEXT, name="DestinationEncryptionContext", help="The context of the new ciphertext, as JSON."),
-            Param("SourceKeyId", "The key of a source that AsymmetricEncrypt made: its id, ARN or alias/NAME."),
+            Param("SourceKeyId", "The key of a source that AsymmetricEncrypt made: its id, ARN or alias/NAME.", target=Target.KEY),
             Param("SourceKeyVersionId", "The version of that key."),
             Param("SourceEncryptionAlgorithm", "The algorithm of that source.", choices=tuple(EncryptionAlgorithm)),
             p.DRY_RUN,
@@ -90,22 +91,24 @@ CRYPTOGRAPHY = (
         "crypto-symmetric",
         (
             p.KEY_OR_ALIAS,
-            Param("Plaintexts", 'JSON array of base64: ["aGVsbG8="].', Kind.BLOBS, required=True, maximum=1000),
+            Param("Plaintexts", 'JSON array of base64: ["aGVsbG8="].', Kind.BLOBS, required=True, maximum=1000, secret=True),
             p.CONTEXT,
         ),
         render.ciphertext_blobs,
         extension=True,
+        action="Encrypt",
     ),
     Operation(
         "DecryptBatch",
         "Decrypt several ciphertexts in one go, all or none.",
         "crypto-symmetric",
         (
-            Param("CiphertextBlobs", "JSON array of base64.", Kind.BLOBS, required=True, maximum=1000),
+            Param("CiphertextBlobs", "JSON array of base64.", Kind.BLOBS, required=True, maximum=1000, target=Target.BLOB),
             p.CONTEXT,
         ),
         render.plaintexts,
         extension=True,
+        action="Decrypt",
     ),
     # --- asymmetric keys -----------------------------------------------------------------------------------------------------------
     Operation(
@@ -137,7 +140,7 @@ CRYPTOGRAPHY = (
             p.KEY_OR_ALIAS,
             p.VERSION,
             _ENCRYPTION,
-            Param("Plaintext", "The bytes, in base64; how many depends on key and algorithm.", Kind.BYTES, required=True),
+            Param("Plaintext", "The bytes, in base64; how many depends on key and algorithm.", Kind.BYTES, required=True, secret=True),
             p.DRY_RUN,
         ),
         render.encrypted,
@@ -150,7 +153,7 @@ CRYPTOGRAPHY = (
             p.KEY_OR_ALIAS,
             p.VERSION,
             _ENCRYPTION,
-            replace(p.BLOB, help="What AsymmetricEncrypt answered, in base64."),
+            replace(p.BLOB, help="What AsymmetricEncrypt answered, in base64.", target=Target.NONE),
             *p.unoffered("Recipient"),
             p.DRY_RUN,
         ),

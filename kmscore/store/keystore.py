@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 from eventsourcing.persistence import (
@@ -18,8 +18,9 @@ from eventsourcing.persistence import (
 from kmscore.domain.alias import Alias
 from kmscore.domain.events import Event
 from kmscore.domain.key import Key
+from kmscore.domain.user import User
 from kmscore.errors import Conflict, KmsError
-from kmscore.store.readmodel import statements
+from kmscore.store.readmodel import Aggregate, statements
 from kmscore.store.sqlite import ChainedRecorder, Statement, unavailable
 
 
@@ -31,7 +32,7 @@ def construct_mapper() -> Mapper[str]:
 
 
 class KeyStore:
-    """Append-only streams of events, one per key and one per alias name."""
+    """Append-only streams of events, one for each key, alias name and user name."""
 
     def __init__(self, recorder: ChainedRecorder, owner: str) -> None:
         """`owner` names this process; it stands beside every intent that this process opens."""
@@ -45,13 +46,17 @@ class KeyStore:
     def alias(self, name: str) -> Alias | None:
         return cast("Alias | None", self._load(name))
 
+    def user(self, stream: str) -> User | None:
+        return cast("User | None", self._load(stream))
+
     def events(self, stream: str) -> Iterator[Event]:
         """Every event of a stream, oldest first."""
         with unavailable("read"):
             yield from cast("Iterator[Event]", self._events.get(stream))
 
-    def append(self, *aggregates: Key | Alias) -> None:
-        """Append the pending events of these aggregates, with their rows, in one transaction; durable on return.
+    def append(self, *aggregates: Aggregate, beside: Sequence[Statement] = ()) -> None:
+        """Append the pending events of these aggregates, with their rows, in one transaction; durable on return. `beside`: more rows,
+        of what no event tells.
 
         Raises Conflict when another writer was first: nothing is stored, load and decide again. Raises KmsError
         ServiceUnavailableTemporary when the store cannot be written; nothing is stored then either, as far as it can be read.
@@ -67,6 +72,7 @@ class KeyStore:
                 rows += statements(aggregate, collected, self._owner)
         if not pending:
             return
+        rows += beside
         try:
             self._events.put(pending, statements=rows)
         except IntegrityError:

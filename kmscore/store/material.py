@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from kmscore.errors import KmsError
 from kmscore.store.sqlite import DurableDatastore
@@ -60,6 +60,23 @@ class Facts:
                 cursor.execute("INSERT OR IGNORE INTO facts VALUES (?, ?)", (name, value))
             held = self.get(name)
         return held
+
+
+class AccessUses:
+    """When access keys were last used. Not worth an event: it is exact to a minute, and may lag behind after a crash."""
+
+    def __init__(self, datastore: DurableDatastore) -> None:
+        self._datastore = datastore
+
+    def record(self, used: Mapping[str, int]) -> None:
+        """Access key id -> microseconds."""
+        with self._datastore.writing() as cursor:
+            for access_key_id, used_at in used.items():
+                cursor.execute(
+                    "INSERT INTO access_uses VALUES (?, ?)"
+                    " ON CONFLICT (access_key_id) DO UPDATE SET used_at = max(used_at, excluded.used_at)",
+                    (access_key_id, used_at),
+                )
 
 
 class Uses:

@@ -44,6 +44,15 @@ class OpenIntent:
     material_id: bytes  # empty for a destruction
 
 
+@dataclass(frozen=True, slots=True)
+class AccessKeyRow:
+    access_key_id: str
+    user_name: str
+    enabled: bool
+    created_at: int  # microseconds
+    used_at: int | None  # microseconds, exact to a minute; None: never
+
+
 class Queries:
     def __init__(self, datastore: DurableDatastore) -> None:
         self._datastore = datastore
@@ -98,6 +107,30 @@ class Queries:
     def count(self, table: str) -> int:
         assert table in ("keys", "aliases")
         return int(self._all(f"SELECT count(*) FROM {table}", [])[0][0])
+
+    # --- users -------------------------------------------------------------------------------------------------------------------
+
+    def users(self) -> list[tuple[str, str]]:
+        """(name, policy) of every user, by name."""
+        return [(row[0], row[1]) for row in self._all("SELECT name, policy FROM users ORDER BY name", [])]
+
+    def access_keys(self, user_name: str | None = None) -> list[AccessKeyRow]:
+        """Access keys of one user or of all, by user and age."""
+        where, params = ("", []) if user_name is None else (" WHERE user_name = ?", [user_name])
+        sql = (
+            "SELECT access_key_id, user_name, enabled, created_at, used_at FROM access_keys LEFT JOIN access_uses USING (access_key_id)"
+            f"{where} ORDER BY user_name, created_at, access_key_id"
+        )
+        return [AccessKeyRow(row[0], row[1], bool(row[2]), row[3], row[4]) for row in self._all(sql, params)]
+
+    def access_key(self, access_key_id: str) -> tuple[str, bool, bytes, str] | None:
+        """(user, enabled, sealed secret, the user's policy) of an access key."""
+        sql = (
+            "SELECT user_name, enabled, sealed, policy FROM access_keys JOIN access_secrets USING (access_key_id)"
+            " JOIN users ON users.name = user_name WHERE access_key_id = ?"
+        )
+        rows = self._all(sql, [access_key_id])
+        return (rows[0][0], bool(rows[0][1]), bytes(rows[0][2]), rows[0][3]) if rows else None
 
     # --- the engine's own --------------------------------------------------------------------------------------------------------
 

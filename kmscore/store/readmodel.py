@@ -11,6 +11,7 @@ from kmscore.domain.alias import Alias
 from kmscore.domain.key import Key
 from kmscore.domain.specs import Origin
 from kmscore.domain.states import KeyState
+from kmscore.domain.user import User
 from kmscore.store.sqlite import Statement
 
 ROTATE, DELETE, EXPIRE, NOTE_PRIMARY = "rotate", "delete", "expire", "primary"  # kinds of due work
@@ -36,10 +37,15 @@ def from_micros(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
 
 
-def statements(aggregate: Key | Alias, pending: Sequence[Any], owner: str) -> Iterator[Statement]:
+Aggregate = Key | Alias | User
+
+
+def statements(aggregate: Aggregate, pending: Sequence[Any], owner: str) -> Iterator[Statement]:
     """What the rows of `aggregate` become when `pending`, its newest events, are appended. `owner` is the process behind an open intent."""
     if isinstance(aggregate, Alias):
         yield from _alias(aggregate)
+    elif isinstance(aggregate, User):
+        yield from _user(aggregate)
     else:
         yield from _materials(aggregate, pending)
         yield from _key(aggregate, pending[-1].timestamp)
@@ -54,6 +60,17 @@ def _alias(alias: Alias) -> Iterator[Statement]:
         )
     else:
         yield "DELETE FROM aliases WHERE name = ?", (alias.id,)
+
+
+def _user(user: User) -> Iterator[Statement]:
+    if user.exists:
+        yield "INSERT INTO users VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET policy = excluded.policy", (user.name, user.policy)
+    else:
+        yield "DELETE FROM users WHERE name = ?", (user.name,)
+    yield "DELETE FROM access_keys WHERE user_name = ?", (user.name,)
+    for access_key_id, enabled in user.access_keys.items():
+        row = (access_key_id, user.name, enabled, micros(user.created[access_key_id]))
+        yield "INSERT INTO access_keys VALUES (?, ?, ?, ?)", row
 
 
 def _materials(key: Key, pending: Sequence[Any]) -> Iterator[Statement]:

@@ -5,7 +5,7 @@ Times are whole microseconds since 1970-01-01 UTC. Hashes are 32 raw bytes (doma
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 STATEMENTS = (
     # AUTOINCREMENT: a position is never given out twice, not even after a deletion (RELIABILITY 1.3 fact 5).
@@ -73,7 +73,15 @@ STATEMENTS = (
     CREATE TABLE IF NOT EXISTS open_intents (
         key_id TEXT PRIMARY KEY, kind TEXT NOT NULL, level TEXT NOT NULL, material_id BLOB, owner TEXT NOT NULL) WITHOUT ROWID
     """,
+    "CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, policy TEXT NOT NULL) WITHOUT ROWID",
+    """
+    CREATE TABLE IF NOT EXISTS access_keys (
+        access_key_id TEXT PRIMARY KEY, user_name TEXT NOT NULL, enabled INTEGER NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID
+    """,
+    "CREATE INDEX IF NOT EXISTS access_keys_by_user ON access_keys (user_name)",
     # Not derived from events.
+    "CREATE TABLE IF NOT EXISTS access_secrets (access_key_id TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID",
+    "CREATE TABLE IF NOT EXISTS access_uses (access_key_id TEXT PRIMARY KEY, used_at INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS software_material (material_id BLOB PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS version_uses (version_id TEXT PRIMARY KEY, reserved INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
@@ -88,4 +96,5 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE versions ADD COLUMN expires_at INTEGER",
         "ALTER TABLE versions ADD COLUMN held INTEGER NOT NULL DEFAULT 1",
     ),
+    3: (),  # new tables only
 }

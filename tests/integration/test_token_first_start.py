@@ -13,7 +13,7 @@ import pytest
 from custody_helpers import STRACE, fast_directory, header_of, new_ref, opened, run_child, sample, settings_of, syscalls_after_mark
 
 from kmscore.custody import module
-from kmscore.custody.files import write_file
+from kmscore.disk import write_file
 from kmscore.errors import SetupError
 
 FIRST_START = """
@@ -197,7 +197,7 @@ def test_a_nearly_full_disk_is_refused_before_a_login(directory: Path, monkeypat
     with opened(home):
         pass
     before = [path.stat().st_mtime_ns for path in sorted((home / "tokens").rglob("*"))]
-    monkeypatch.setattr("kmscore.custody.files.free_bytes", lambda path: 1 << 20)
+    monkeypatch.setattr("kmscore.disk.free_bytes", lambda path: 1 << 20)
     with pytest.raises(SetupError, match="16 MiB"), opened(home):
         pass
     assert [path.stat().st_mtime_ns for path in sorted((home / "tokens").rglob("*"))] == before

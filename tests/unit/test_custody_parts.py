@@ -14,7 +14,8 @@ from custody_helpers import MemoryTable, header_of, new_ref, settings_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kmscore.custody import _p11, files, objectfile
+from kmscore import disk
+from kmscore.custody import _p11, objectfile
 from kmscore.custody.fake import POINTS, Crash, FakeKeeper, FakeToken
 from kmscore.custody.fake_keys import xaes_subkey
 from kmscore.custody.locks import hold, home_lock
@@ -35,11 +36,11 @@ def test_write_file_is_whole_and_private(tmp_path: Path) -> None:
     before = os.umask(0)
     try:
         for data in (b"first", b"2nd", b""):
-            files.write_file(path, data)
+            disk.write_file(path, data)
             assert path.read_bytes() == data
             assert path.stat().st_mode & 0o777 == 0o600
-        files.make_directory(tmp_path / "d")
-        files.make_directory(tmp_path / "d")
+        disk.make_directory(tmp_path / "d")
+        disk.make_directory(tmp_path / "d")
         assert (tmp_path / "d").stat().st_mode & 0o777 == 0o700
     finally:
         os.umask(before)

@@ -14,12 +14,14 @@ from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
 from kmscore.domain.key import Key
 from kmscore.domain.specs import Suite
+from kmscore.domain.user import User
 from kmscore.domain.versions import NewMaterial
 from kmscore.store.keystore import construct_mapper
 
 TOPICS = """KeyCreated MaterialRequested MaterialActivated MaterialAbandoned MaterialImported MaterialExpired MaterialDeleted KeyEnabled KeyDisabled DeletionScheduled DeletionCancelled
 DestructionStarted MaterialDestroyed KeyDestroyed RotationPolicyChanged DescriptionChanged DeletionProtectionChanged TagsChanged AliasBound
-AliasRebound AliasDeleted""".split()
+AliasRebound AliasDeleted KeyPolicyChanged UserCreated UserPolicyChanged UserDeleted AccessKeyCreated AccessKeyDisabled AccessKeyEnabled
+AccessKeyDeleted""".split()
 
 TIME = '"timestamp":{"_type_":"datetime_iso","_data_":"2030-01-01T00:00:00+00:00"},"actor":"1","command_id":"c1"'
 
@@ -62,6 +64,16 @@ RECORDED = [
     ("alias/a", 2, "AliasRebound", '{%s,"key_id":"key-2","previous_key_id":"key-1"}'),
     ("alias/a", 3, "AliasDeleted", '{%s,"key_id":"key-2"}'),
     ("alias/a", 4, "AliasBound", '{%s,"originator_topic":"Alias","key_id":"key-3"}'),
+    ("key-2", 10, "KeyPolicyChanged", '{%s,"policy":"a text"}'),
+    ("user/ann", 1, "UserCreated", '{%s,"originator_topic":"User","policy":""}'),
+    ("user/ann", 2, "AccessKeyCreated", '{%s,"access_key_id":"KMS1"}'),
+    ("user/ann", 3, "AccessKeyDisabled", '{%s,"access_key_id":"KMS1"}'),
+    ("user/ann", 4, "AccessKeyEnabled", '{%s,"access_key_id":"KMS1"}'),
+    ("user/ann", 5, "AccessKeyDeleted", '{%s,"access_key_id":"KMS1"}'),
+    ("user/ann", 6, "UserDeleted", "{%s}"),
+    ("user/ann", 7, "UserCreated", '{%s,"originator_topic":"User","policy":"a text"}'),
+    ("user/ann", 8, "UserPolicyChanged", '{%s,"policy":"another"}'),
+    ("user/ann", 9, "AccessKeyCreated", '{%s,"access_key_id":"KMS2"}'),
 ]  # fmt: skip
 
 
@@ -96,6 +108,11 @@ def test_recorded_bytes_replay() -> None:
     assert [(v.version_id, v.digest, v.held, v.noted) for v in external.versions] == [("v1", "d1", False, True), ("v2", "d2", False, True)]
     assert external.doomed_materials == {"bb"}
     assert external.failed_imports == {"import/key-2/o": 0}
+    assert external.policy == "a text"
+    user = replay([stored(*row) for row in RECORDED if row[0] == "user/ann"])
+    assert isinstance(user, User)
+    assert (user.name, user.exists, user.policy, user.access_keys) == ("ann", True, "another", {"KMS2": True})
+    assert user.created == {"KMS2": datetime(2030, 1, 1, tzinfo=UTC)}
     alias = replay([stored(*row) for row in RECORDED if row[0] == "alias/a"])
     assert isinstance(alias, Alias)
     assert alias.key_id == "key-3"

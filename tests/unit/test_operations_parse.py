@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -93,8 +95,7 @@ def test_a_number_that_is_none_is_refused(name: str) -> None:
 @pytest.mark.parametrize(
     ("operation", "params", "code"),
     [
-        ("CreateKey", {"Policy": "{}"}, "UnsupportedOperation"),
-        ("Decrypt", {"CiphertextBlob": "QQ==", "DryRun": "true"}, "UnsupportedOperation"),
+        ("Decrypt", {"CiphertextBlob": "QQ==", "Recipient": "{}"}, "UnsupportedOperation"),
         ("CreateKey", {"KeyStorageMechanism": "HsmEncryptedDatabase"}, "UnsupportedOperation"),
         ("TagResource", {"KeyId": "k", "Tags": "[]", "SecretName": "s"}, "MissingParameter"),
         ("TagResource", {"KeyId": "k", "Tags": '[{"TagKey":"a"}]', "SecretName": "s"}, "UnsupportedOperation"),
@@ -301,10 +302,14 @@ def test_batches() -> None:
 
 
 def test_an_operation_that_is_not_offered() -> None:
-    for name in ("Nope", "createkey", "", "GetSecretValue"):
+    for name in ("Nope", "createkey", "", "__init__", "x" * 100_000):
         with pytest.raises(KmsError) as caught:
             find(name)
         assert (caught.value.code, caught.value.status) == ("InvalidApi.NotFound", 404)
+        assert len(caught.value.message) < 200
+    with pytest.raises(KmsError) as caught:
+        find("GetSecretValue")
+    assert (caught.value.code, caught.value.status) == ("UnsupportedOperation", 400)
 
 
 class Recorder:
@@ -312,6 +317,21 @@ class Recorder:
 
     def __init__(self) -> None:
         self.calls: list[tuple[str, dict[str, Any]]] = []
+        self.asked: list[tuple[Any, str]] = []
+
+    @contextmanager
+    def acting(self, caller: Any, request_id: str) -> Iterator[None]:
+        self.asked.append((caller, request_id))
+        yield
+
+    def rehearse(self, operation: str, arguments: dict[str, Any]) -> None:
+        self.calls.append(("rehearse", arguments))
+
+    def authorise(self, caller: Any, action: str, **named: Any) -> dict[str, str]:
+        self.calls.append((action, {name: list(value) if name != "collection" else value for name, value in named.items() if value}))
+        if caller == "nobody":
+            raise KmsError("Forbidden.NoPermission", "no")
+        return {reference: f"id of {reference}" for reference in named["keys"]}
 
     def __getattr__(self, name: str) -> Any:
         return lambda **keywords: self.calls.append((name, keywords))
@@ -325,6 +345,101 @@ def test_invoke_calls_the_method_and_adds_a_request_id() -> None:
     assert len(answer["RequestId"]) == 36
     assert answer != invoke(engine, "DisableKey", {"KeyId": "k"})
     assert invoke(engine, "DisableKey", {"KeyId": "k"}, "an id of the door's") == {"RequestId": "an id of the door's"}
+    assert engine.asked[-1] == (None, "an id of the door's")  # known before the call, for its events
+
+
+@pytest.mark.parametrize(
+    ("name", "params", "action", "named", "given"),
+    [
+        ("ListKeys", {}, "kms:ListKeys", {"collection": "key"}, {}),
+        ("DescribeRegions", {}, "kms:DescribeRegions", {"collection": "*"}, {}),
+        ("DescribeKey", {"KeyId": "alias/a"}, "kms:DescribeKey", {"keys": ["alias/a"]}, {"key_id": "id of alias/a"}),
+        ("DisableKey", {"KeyId": "k"}, "kms:DisableKey", {"keys": ["k"]}, {"key_id": "k"}),
+        ("DisableKey", {"KeyId": "alias/a"}, "kms:DisableKey", {}, {"key_id": "alias/a"}),  # the engine refuses an alias here
+        ("RotateKey", {"KeyId": "k"}, "kms:CreateKeyVersion", {"keys": ["k"]}, {"key_id": "id of k"}),
+        ("Decrypt", {"CiphertextBlob": "QQ=="}, "kms:Decrypt", {"blobs": [b"A"]}, {"ciphertext_blob": b"A"}),
+        (
+            "DecryptBatch",
+            {"CiphertextBlobs": '["QQ==","Qg=="]'},
+            "kms:Decrypt",
+            {"blobs": [b"A", b"B"]},
+            {"ciphertext_blobs": [b"A", b"B"]},
+        ),
+        (
+            "ReEncrypt",
+            {"CiphertextBlob": "QQ==", "DestinationKeyId": "d"},
+            "kms:ReEncrypt",
+            {"keys": ["d"], "blobs": [b"A"]},
+            {"ciphertext_blob": b"A", "destination_key_id": "id of d"},
+        ),
+        (
+            "UpdateAlias",
+            {"KeyId": "k", "AliasName": "alias/a"},
+            "kms:UpdateAlias",
+            {"keys": ["k"], "aliases": ["alias/a"]},
+            {"key_id": "k", "alias_name": "alias/a"},
+        ),
+        (
+            "TagResources",
+            {"ResourceType": "key", "ResourceId.1": "k", "ResourceId.2": "l", "Tag.1.Key": "a", "RegionId": "r"},
+            "kms:TagResources",
+            {"keys": ["k", "l"]},
+            {"resource_type": "key", "resource_id": ["k", "l"], "tag": {"a": ""}, "region_id": "r"},
+        ),
+    ],
+)
+def test_a_caller_is_judged_on_what_the_call_names(
+    name: str, params: dict[str, str], action: str, named: dict[str, Any], given: dict[str, Any]
+) -> None:
+    class Answering(Recorder):
+        def __getattr__(self, method: str) -> Any:
+            super().__getattr__(method)
+            return lambda **keywords: self.calls.append((method, keywords)) or raising(KmsError("InternalFailure", "enough"))
+
+    engine = Answering()
+    with pytest.raises(KmsError):
+        invoke(engine, name, params, "r", "ann")
+    judged, called = engine.calls
+    assert judged == (action, {"collection": "*", **named})
+    assert called[1] == given
+    with pytest.raises(KmsError) as refused:
+        invoke(engine, name, params, "r", "nobody")
+    assert refused.value.code == "Forbidden.NoPermission"
+    assert len(engine.calls) == 3  # it was judged, and not called
+
+
+def raising(error: KmsError) -> None:
+    raise error
+
+
+@pytest.mark.parametrize(
+    ("params", "caller", "code"),
+    [
+        ({"KeyId": "k", "Plaintext": "x"}, None, "DryRunOperationError"),
+        ({"KeyId": "k", "Plaintext": "x"}, "ann", "DryRunOperationError"),
+        ({"KeyId": "k", "Plaintext": "x"}, "nobody", "AccessDeniedError"),
+        ({"KeyId": "k"}, "ann", "ValidationError"),
+    ],
+)
+def test_a_dry_run_does_nothing_and_says_what_would_be(params: dict[str, str], caller: Any, code: str) -> None:
+    engine = Recorder()
+    with pytest.raises(KmsError) as refused:
+        invoke(engine, "Encrypt", {**params, "DryRun": "True"}, "r", caller)
+    assert refused.value.code == code
+    assert "encrypt" not in [method for method, _ in engine.calls]
+
+
+def test_a_map_may_come_as_one_parameter_for_each_entry() -> None:
+    """As the old package for Node.js sends it."""
+    given = parsed(
+        "Encrypt", KeyId="k", Plaintext="x", **{"EncryptionContext.a.b": "1", "EncryptionContext.é ": "", "EncryptionContext.": "2"}
+    )
+    assert given["encryption_context"] == {"a.b": "1", "é ": "", "": "2"}
+    assert (
+        refused("Encrypt", {"KeyId": "k", "Plaintext": "x", "EncryptionContext": "{}", "EncryptionContext.a": "b"})[0] == "InvalidParameter"
+    )
+    assert refused("Encrypt", {"KeyId": "k", "Plaintext": "x", "EncryptionContext.a": "b" * 8192})[0] == "InvalidParameter"
+    assert refused("DescribeKey", {"KeyId": "k", "EncryptionContext.a": "b"})[0] == "InvalidParameter"
 
 
 def test_nothing_is_called_when_a_parameter_is_wrong() -> None:

@@ -57,6 +57,8 @@ TABLE = {
     "TagResources": (ok, ok, pd, ok),
     "UntagResources": (ok, ok, pd, ok),
     "SetDeletionProtection": (ok, ok, pd, ok),
+    "SetKeyPolicy": (ok, ok, pd, ok),
+    "GetKeyPolicy": (ok, ok, ok, ok),
     "UpdateAlias": (ok, ok, pd, ok),
     "CreateAlias": (ok, ok, sm, ok),
     "EnableKey": (ok, ok, sm, sm),
@@ -126,6 +128,7 @@ DECISIONS = {
     "TagResource": lambda key: key.tag({"a": "b"}, BY),
     "UntagResource": lambda key: key.untag(None, BY),
     "SetDeletionProtection": lambda key: key.protect(True, "", BY),
+    "SetKeyPolicy": lambda key: key.set_policy("a text", BY),
     "CreateKeyVersion": lambda key: key.check_new_version(NOW, min_days=0, max_versions=50),
 }
 

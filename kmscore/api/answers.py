@@ -1,0 +1,40 @@
+"""What is sent back: JSON with a RequestId, always, and the headers that the SDKs look at (WIRE section 9)."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from kmscore.errors import KmsError
+
+Headers = list[tuple[bytes, bytes]]
+
+_JSON = (b"content-type", b"application/json;charset=utf-8")
+_CLOSE = (b"connection", b"close")
+RETRY_SECONDS = 1.0  # after which a refusal that may pass is worth another try
+
+
+def success(answer: Mapping[str, Any], request_id: str) -> tuple[int, Headers, bytes]:
+    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    return 200, [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())], body
+
+
+def failure(error: KmsError, request_id: str, host: str, *, close: bool = False) -> tuple[int, Headers, bytes]:
+    """`close`: what the client has yet to send is not read any more. A throttled caller is told when to come again."""
+    body = error_body(error.status, error.code, error.message, request_id, host)
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())]
+    if error.retryable:
+        seconds = getattr(error, "retry_after", RETRY_SECONDS)
+        headers.append((b"retry-after", b"%d" % math.ceil(seconds)))
+        if error.status == 429:
+            headers.append((b"x-acs-retry-after", b"%d" % math.ceil(seconds * 1000)))
+    if close:
+        headers.append(_CLOSE)
+    return error.status, headers, body
+
+
+def error_body(status: int, code: str, message: str, request_id: str, host: str) -> bytes:
+    answer = {"RequestId": request_id, "HttpStatus": status, "Code": code, "Message": message, "HostId": host}
+    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")

@@ -1,0 +1,109 @@
+"""The door of the wire: one request in, one JSON answer out. What it lets in was signed by a known access key, now, once, and is permitted.
+
+Order of checks: read, signature, time, nonce, throttle, action, parameters, permission; then the engine.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+from kmscore.api import answers
+from kmscore.api.metrics import Metrics
+from kmscore.api.nonces import Nonces
+from kmscore.api.request import BODY_SECONDS, Receive, Request, Scope, make_request, read_body
+from kmscore.api.signatures import check_time, claim_of
+from kmscore.api.throttle import Throttle
+from kmscore.errors import KmsError
+from kmscore.logs import log_fault
+from kmscore.operations import OPERATIONS, find, invoke
+from kmscore.operations.table import SECRETS
+
+if TYPE_CHECKING:
+    from kmscore.engine.kms import Kms
+
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+# Done where the request was read: they take microseconds, and a way through a thread takes as long again. All else goes to a thread.
+QUICK = frozenset({"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "GenerateMac", "VerifyMac"})
+THREADS = 16
+MAX_WAITING = 256  # operations in threads and waiting for one; more are refused at once
+
+
+class Door:
+    """An ASGI application for the path of the API. Called from one event loop."""
+
+    def __init__(self, kms: Kms, nonces: Nonces, throttle: Throttle, metrics: Metrics, *, quick: bool = True) -> None:
+        """`quick`: the token answers within microseconds, so QUICK operations need no thread."""
+        self._kms = kms
+        self._nonces = nonces
+        self._throttle = throttle
+        self._metrics = metrics
+        self._quick = QUICK if quick else frozenset()
+        self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kms-wire")
+        self._waiting = 0
+
+    def close(self) -> None:
+        """Waits for what is under way."""
+        self._threads.shutdown(wait=True)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request_id = str(uuid.uuid4())
+        started = time.perf_counter()
+        operation, code, whole = "", "OK", False
+        host = ""
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await read_body(scope, receive)
+            whole = True
+            request = make_request(scope, body)
+            host = request.headers.get("host", "")
+            caller, name = self._let_in(request)
+            operation = name if name in OPERATIONS else ""
+            status, headers, data = answers.success(await self._carry_out(request, caller, name, request_id), request_id)
+        except Exception as error:
+            refusal = self._refusal(error, request_id)
+            code = refusal.code
+            status, headers, data = answers.failure(refusal, request_id, host, close=not whole)
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        await send({"type": "http.response.body", "body": data})
+        self._metrics.answered(operation, code, time.perf_counter() - started)
+
+    def _let_in(self, request: Request) -> tuple[Any, str]:
+        """Who calls, and what. Raises KmsError for a request that is not genuine, not of now, or seen before."""
+        claim = claim_of(request)
+        credential = self._kms.credential(claim.access_key_id)
+        claim.verify(credential.secret, SECRETS)
+        check_time(claim.stamp)
+        self._nonces.take(claim.access_key_id, claim.nonce)
+        self._throttle.take(claim.access_key_id)
+        self._kms.note_use(claim.access_key_id)
+        return credential.caller, request.action(by_header=claim.by_header)
+
+    async def _carry_out(self, request: Request, caller: Any, name: str, request_id: str) -> dict[str, Any]:
+        operation = find(name)
+        params = request.business(operation.takes_region)
+        if name in self._quick:
+            return invoke(self._kms, name, params, request_id, caller)
+        if self._waiting >= MAX_WAITING:
+            raise KmsError("ServiceUnavailableTemporary", "The service is busy; try again.")
+        self._waiting += 1
+        try:
+            return await asyncio.get_running_loop().run_in_executor(self._threads, invoke, self._kms, name, params, request_id, caller)
+        finally:
+            self._waiting -= 1
+
+    def _refusal(self, error: Exception, request_id: str) -> KmsError:
+        """What a caller is told."""
+        if isinstance(error, KmsError):
+            if error.status >= 500:
+                log_fault(f"request {request_id}", error)
+            return error
+        if isinstance(error, TimeoutError):
+            return KmsError("ParseRequestParameterException", f"The request did not arrive within {BODY_SECONDS:.0f} seconds.")
+        log_fault(f"request {request_id}", error)
+        return KmsError("InternalFailure", "The request failed because of an internal error; its RequestId is in the log.")

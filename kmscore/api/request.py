@@ -1,0 +1,119 @@
+"""One HTTP request as the wire sees it: read, decoded, not yet believed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Awaitable, Callable, Iterable, MutableMapping
+from dataclasses import dataclass
+from typing import Any
+
+from kmscore.api.params import FORM, decode_params, merge, unreadable
+from kmscore.errors import KmsError, invalid, missing
+from kmscore.signing import EMPTY_SHA256
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+API_VERSION = "2016-01-20"
+MAX_BODY_BYTES = 1 << 20
+BODY_SECONDS = 20.0
+
+# Parameters of the protocol itself. RegionId is one too, where an operation does not ask for it (the old SDK always sends it).
+PROTOCOL = frozenset(
+    "Action Version Format AccessKeyId SignatureMethod SignatureVersion SignatureNonce SignatureType Timestamp Signature"
+    " SecurityToken".split()
+)
+# Headers that may stand once only: two of them would let two readers see two requests.
+_ONCE = ("host", "authorization", "content-type", "content-length")
+
+
+@dataclass(slots=True)
+class Request:
+    """`query` and `params` (query and form together) are decoded; `headers` have lower-case names; `body_sha256` is of the raw body."""
+
+    method: str
+    query: dict[str, str]
+    params: dict[str, str]
+    headers: dict[str, str]
+    body_sha256: str
+
+    @property
+    def authorization(self) -> str:
+        return self.headers.get("authorization", "")
+
+    def action(self, *, by_header: bool) -> str:
+        """The action and version that the signature covers: headers of an ACS request, parameters of a V1 request."""
+        action, version = self._named("Action", by_header), self._named("Version", by_header)
+        if version != API_VERSION:
+            raise invalid("Version", f"It is {API_VERSION}.")
+        return action
+
+    def _named(self, name: str, by_header: bool) -> str:
+        said = self.headers.get(f"x-acs-{name.lower()}", "") if by_header else self.params.get(name, "")
+        if not said:
+            raise missing(name)
+        if by_header and self.params.get(name, said) != said:
+            raise unreadable(f"header and parameter {name} differ")
+        return said
+
+    def business(self, region_wanted: bool) -> dict[str, str]:
+        """The parameters of the operation, without those of the protocol."""
+        return {name: value for name, value in self.params.items() if name not in PROTOCOL and (name != "RegionId" or region_wanted)}
+
+
+def make_request(scope: Scope, body: bytes) -> Request:
+    """Raises KmsError UnsupportedHTTPMethod, ParseRequestParameterException or InvalidParameter."""
+    method = scope["method"]
+    if method not in ("POST", "GET"):
+        raise KmsError("UnsupportedHTTPMethod", "This HTTP method is not supported; use POST or GET.")
+    headers = _headers(scope["headers"])
+    query = decode_params(scope["query_string"])
+    if not body:
+        return Request(method, query, query, headers, EMPTY_SHA256)
+    if method == "GET":
+        raise unreadable("a GET request has no body")
+    kind = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind != FORM:
+        raise unreadable(f"a body is {FORM}")
+    return Request(method, query, merge(query, decode_params(body)), headers, hashlib.sha256(body).hexdigest())
+
+
+async def read_body(scope: Scope, receive: Receive) -> bytes:
+    """The whole body, de-chunked. Raises KmsError ParseRequestParameterException for one of more than 1 MiB."""
+    if not _has_body(scope["headers"]):
+        return b""
+    body: bytes = b""
+    while True:
+        message = await receive()
+        if message["type"] != "http.request":
+            raise unreadable("the client went away")
+        body += message.get("body", b"")
+        if len(body) > MAX_BODY_BYTES:
+            raise unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
+        if not message.get("more_body"):
+            return body
+
+
+def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
+    for name, value in headers:
+        if name == b"transfer-encoding":
+            return True
+        if name == b"content-length":
+            if len(value) > 9 or int(value) > MAX_BODY_BYTES:
+                raise unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
+            return value != b"0"
+    return False
+
+
+def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Raises ParseRequestParameterException for one that counts and is given twice."""
+    headers: dict[str, str] = {}
+    for raw_name, value in raw:
+        name = raw_name.decode("latin-1")
+        if name in headers and (name in _ONCE or name.startswith("x-acs-")):
+            raise unreadable(f"the header {name} is given twice")
+        try:
+            headers[name] = value.decode()
+        except UnicodeDecodeError:
+            headers[name] = value.decode("latin-1")
+    return headers
