@@ -13,11 +13,12 @@ Headers = list[tuple[bytes, bytes]]
 
 _JSON = (b"content-type", b"application/json;charset=utf-8")
 _CLOSE = (b"connection", b"close")
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 RETRY_SECONDS = 1.0  # after which a refusal that may pass is worth another try
 
 
 def success(answer: Mapping[str, Any], request_id: str) -> tuple[int, Headers, bytes]:
-    body = json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
+    body = _encode(answer).encode()
     return 200, [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())], body
 
 
@@ -37,4 +38,4 @@ def failure(error: KmsError, request_id: str, host: str, *, close: bool = False)
 
 def error_body(status: int, code: str, message: str, request_id: str, host: str) -> bytes:
     answer = {"RequestId": request_id, "HttpStatus": status, "Code": code, "Message": message, "HostId": host}
-    return json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode(errors="replace")
+    return _encode(answer).encode(errors="replace")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kmscore.api import answers
 from kmscore.api.metrics import Metrics
 from kmscore.api.nonces import Nonces
-from kmscore.api.request import BODY_SECONDS, Receive, Request, Scope, make_request, read_body
+from kmscore.api.request import BODY_SECONDS, Receive, Request, Scope, has_body, make_request, read_body
 from kmscore.api.signatures import check_time, claim_of
 from kmscore.api.throttle import Throttle
 from kmscore.errors import KmsError
@@ -57,8 +57,10 @@ class Door:
         operation, code, whole = "", "OK", False
         host = ""
         try:
-            async with asyncio.timeout(BODY_SECONDS):
-                body = await read_body(scope, receive)
+            body = b""
+            if has_body(scope):
+                async with asyncio.timeout(BODY_SECONDS):
+                    body = await read_body(receive)
             whole = True
             request = make_request(scope, body)
             host = request.headers.get("host", "")

@@ -35,7 +35,10 @@ class Nonces:
         self._directory.mkdir(mode=0o700, exist_ok=True)
         self._sizes = tables
         self._clock = clock
+        self._owners: dict[str, str] = {}
         self._open: dict[tuple[int, str, int], memoryview[int]] = {}
+        self._absent: set[tuple[int, str, int]] = set()
+        self._absent_at = -1
         self._swept = -1
 
     def take(self, access_key_id: str, nonce: str) -> None:
@@ -43,7 +46,9 @@ class Nonces:
 
         Raises Rejected.Throttling when this access key has used up its room, ServiceUnavailableTemporary when the disk has.
         """
-        owner = hashlib.blake2b(access_key_id.encode(), digest_size=8).hexdigest()
+        owner = self._owners.get(access_key_id)
+        if owner is None:
+            owner = self._owners[access_key_id] = hashlib.blake2b(access_key_id.encode(), digest_size=8).hexdigest()
         value = int.from_bytes(hashlib.blake2b(f"{owner}{nonce}".encode(), digest_size=8).digest()) or 1
         mine: list[int] = []
         while (epoch := self._epoch()) not in mine:
@@ -59,7 +64,11 @@ class Nonces:
     # --- how -----------------------------------------------------------------------------------------------------------------------
 
     def _epoch(self) -> int:
-        return int(self._clock()) // EPOCH_SECONDS
+        now = int(self._clock())
+        if now != self._absent_at:
+            self._absent.clear()
+            self._absent_at = now
+        return now // EPOCH_SECONDS
 
     def _put_in(self, epoch: int, owner: str, value: int) -> bool:
         """Whether it was there; it is now."""
@@ -80,9 +89,12 @@ class Nonces:
 
     def _table(self, epoch: int, owner: str, number: int) -> memoryview[int] | None:
         """A table, where this process or another has made it; each is made when the one before it is full."""
-        table = self._open.get((epoch, owner, number))
-        if table is None and os.access(self._path(epoch, owner, number), os.F_OK):
-            table = self._make(epoch, owner, number)
+        key = epoch, owner, number
+        table = self._open.get(key)
+        if table is None and key not in self._absent:
+            if os.access(self._path(epoch, owner, number), os.F_OK):
+                return self._make(epoch, owner, number)
+            self._absent.add(key)  # for a second; of the epoch now, `_put_in` makes it anyway
         return table
 
     def _make(self, epoch: int, owner: str, number: int) -> memoryview[int]:

@@ -78,10 +78,8 @@ def make_request(scope: Scope, body: bytes) -> Request:
     return Request(method, query, merge(query, decode_params(body)), headers, hashlib.sha256(body).hexdigest())
 
 
-async def read_body(scope: Scope, receive: Receive) -> bytes:
+async def read_body(receive: Receive) -> bytes:
     """The whole body, de-chunked. Raises KmsError ParseRequestParameterException for one of more than 1 MiB."""
-    if not _has_body(scope["headers"]):
-        return b""
     body: bytes = b""
     while True:
         message = await receive()
@@ -94,14 +92,15 @@ async def read_body(scope: Scope, receive: Receive) -> bytes:
             return body
 
 
-def _has_body(headers: Iterable[tuple[bytes, bytes]]) -> bool:
-    for name, value in headers:
+def has_body(scope: Scope) -> bool:
+    """Raises KmsError ParseRequestParameterException for one that says it is larger than 1 MiB."""
+    for name, value in scope["headers"]:
         if name == b"transfer-encoding":
             return True
         if name == b"content-length":
             if len(value) > 9 or int(value) > MAX_BODY_BYTES:
                 raise unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
-            return value != b"0"
+            return bool(value != b"0")
     return False
 
 

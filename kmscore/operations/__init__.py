@@ -50,30 +50,26 @@ def invoke(kms: Any, name: str, params: Mapping[str, str], request_id: str = "",
 
 def _authorise(kms: Any, operation: Operation, keywords: dict[str, Any], caller: Any) -> None:
     """Replaces what names a key by the id of the key that was judged."""
-    named: dict[Target, list[Any]] = {}
+    keys: list[str] = []
+    blobs: list[bytes] = []
+    aliases: list[str] = []
     pinned = []
-    for param in operation.params:
-        if param.target is Target.NONE:
-            continue
+    for param in operation.targets:
         value = keywords.get(param.argument)
         if not value or param.target_unless in keywords:
             continue
         items = value if isinstance(value, list) else [value]
-        if param.target is Target.OWN_ID:
-            items = [item for item in items if not item.startswith("alias/")]  # the engine refuses those
-            named.setdefault(Target.KEY, []).extend(items)
+        target = param.target
+        if target is Target.KEY:
+            keys += items
+            pinned.append(param.argument)
+        elif target is Target.OWN_ID:
+            keys += [item for item in items if not item.startswith("alias/")]  # the engine refuses those
+        elif target is Target.BLOB:
+            blobs += items
         else:
-            named.setdefault(param.target, []).extend(items)
-            if param.target is Target.KEY:
-                pinned.append(param.argument)
-    ids = kms.authorise(
-        caller,
-        operation.action,
-        keys=named.get(Target.KEY, ()),
-        blobs=named.get(Target.BLOB, ()),
-        aliases=named.get(Target.ALIAS, ()),
-        collection=operation.collection,
-    )
+            aliases += items
+    ids = kms.authorise(caller, operation.action, keys=keys, blobs=blobs, aliases=aliases, collection=operation.collection)
     for argument in pinned:
         keywords[argument] = ids[keywords[argument]]
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import Enum, auto
+from enum import Enum, IntEnum, auto
 from typing import Any
 
 _WORD = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 
 
-class Kind(Enum):
+class Kind(IntEnum):  # of int, whose hash is quick
     """What the text of a parameter holds; `parse.py` has one reader for each."""
 
     STRING = auto()
@@ -67,10 +67,11 @@ class Param:
     target_unless: str = ""
     secret: bool = False
 
-    @property
-    def argument(self) -> str:
-        """The name of the Python argument."""
-        return snake_case(self.name)
+    argument: str = field(init=False)
+    """The name of the Python argument."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "argument", snake_case(self.name))
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,16 +93,20 @@ class Operation:
     fixed: Mapping[str, Any] = field(default_factory=dict)
     action: str = ""
     collection: str = "*"
+    known: Mapping[str, Param] = field(init=False)  # by name
+    targets: tuple[Param, ...] = field(init=False)  # those that name something
 
     def __post_init__(self) -> None:
         if not self.method:
             object.__setattr__(self, "method", snake_case(self.name))
         object.__setattr__(self, "action", f"kms:{self.action or self.name}")
+        object.__setattr__(self, "known", {param.name: param for param in self.params})
+        object.__setattr__(self, "targets", tuple(param for param in self.params if param.target is not Target.NONE))
 
     @property
     def takes_region(self) -> bool:
         """RegionId is a parameter of its own, not one of the protocol."""
-        return any(param.name == "RegionId" for param in self.params)
+        return "RegionId" in self.known
 
 
 def snake_case(name: str) -> str:

@@ -25,7 +25,7 @@ Parts = dict[tuple[int, str], str]  # a repeated parameter: (its number, "" or "
 def wants_dry_run(operation: Operation, params: Mapping[str, str]) -> bool:
     """Raises KmsError InvalidParameter when it is neither true nor false."""
     value = params.get("DryRun")
-    return bool(value) and any(p.kind is Kind.DRY_RUN and _boolean(p, str(value)) for p in operation.params)
+    return bool(value) and "DryRun" in operation.known and _boolean(operation.known["DryRun"], str(value))
 
 
 def arguments(operation: Operation, params: Mapping[str, str]) -> dict[str, Any]:
@@ -53,7 +53,7 @@ def arguments(operation: Operation, params: Mapping[str, str]) -> dict[str, Any]
 
 def _sort_out(operation: Operation, params: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Parts]]:
     """Plain values by name, and the parts of repeated ones by name and number."""
-    known = {param.name: param for param in operation.params}
+    known = operation.known
     given: dict[str, str] = {}
     parts: dict[str, Parts] = {}
     maps: dict[str, dict[str, str]] = {}  # a map that is sent as one parameter for each entry, as the old SDK for Node.js does
