@@ -5,7 +5,7 @@ PYTEST = .venv/bin/python -m pytest
 .PHONY: help run dev build test test-full crash lint bench clean
 
 help:
-	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var)"
+	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var); TLS=1 for TLS"
 	@echo "make test       the suite; make test-full adds the long campaigns; make crash is 300 kills"
 	@echo "make lint       ruff, mypy, cython-lint"
 	@echo "make bench      benchmarks into benchmarks/results/"
@@ -13,7 +13,7 @@ help:
 
 run:
 	@scripts/setup.sh run
-	@exec .venv/bin/kms serve
+	@exec .venv/bin/kms serve $(if $(TLS),--tls)
 
 dev:
 	@scripts/setup.sh dev

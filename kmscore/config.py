@@ -9,13 +9,14 @@ import os
 import re
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, cast
 
 from kmscore.errors import SetupError
 
 DEFAULT_HOME = "var"
+CREDENTIALS = "credentials"  # in a home
 # Where Debian's softhsm2 package, and the usual other systems, put the module.
 SOFTHSM_MODULES = (
     "/usr/lib/softhsm/libsofthsm2.so",
@@ -72,6 +73,9 @@ class Settings:
     tls_certificate: str = ""  # a file in PEM, with its chain; empty: no TLS
     tls_key: str = ""  # its private key, in PEM
     requests_per_second: int = 0  # of one access key, over all workers of a service; 0: no limit
+    # How long a client may take to send the headers of a request, and then its body, before the service lets go.
+    header_seconds: float = 15.0
+    body_seconds: float = 20.0
 
     @property
     def has_token(self) -> bool:
@@ -93,7 +97,7 @@ class Settings:
     @property
     def credentials_file(self) -> Path:
         """The root access key, where the settings name none."""
-        return self.home / "credentials"
+        return self.home / CREDENTIALS
 
     @property
     def database(self) -> Path:
@@ -114,9 +118,7 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
     Raises SetupError for an unreadable or unknown setting.
     """
     env = os.environ if environ is None else environ
-    path = Path(home or env.get("KMS_HOME") or DEFAULT_HOME).absolute()
-    if not str(path).isprintable():
-        raise SetupError(f"the home {str(path)!r} has characters that cannot be printed; name another")
+    path = home_directory(home, env)
     values: dict[str, Any] = _from_toml(path / "kms.toml")
     for name in _ENVIRONMENT:
         if (value := env.get(f"KMS_{name.upper()}")) is not None:
@@ -128,6 +130,43 @@ def load_settings(home: str | os.PathLike[str] | None = None, environ: Mapping[s
         raise SetupError(f"unknown setting: {error}") from None
     _check(settings)
     return settings if settings.pkcs11_module else replace(settings, pkcs11_module=_find_softhsm())
+
+
+def home_directory(home: str | os.PathLike[str] | None = None, environ: Mapping[str, str] | None = None) -> Path:
+    """The home that is meant: `home`, else KMS_HOME, else ./var. Raises SetupError for a name that cannot be printed."""
+    env = os.environ if environ is None else environ
+    path = Path(home or env.get("KMS_HOME") or DEFAULT_HOME).absolute()
+    if not str(path).isprintable():
+        raise SetupError(f"the home {str(path)!r} has characters that cannot be printed; name another")
+    return path
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """What the environment tells the `kms` command as a client; what is not set is empty."""
+
+    profiles: Path
+    """The file of profiles, whether it is there or not."""
+    endpoint: str = ""
+    profile: str = ""
+    ca_file: str = ""
+    access_key_id: str = ""
+    access_key_secret: str = field(default="", repr=False)
+
+
+def client_settings(environ: Mapping[str, str] | None = None) -> ClientSettings:
+    env = os.environ if environ is None else environ
+    names = ("endpoint", "profile", "ca_file", "access_key_id", "access_key_secret")
+    return ClientSettings(_profiles_file(env), **{name: env.get(f"KMS_{name.upper()}", "") for name in names})
+
+
+def _profiles_file(env: Mapping[str, str]) -> Path:
+    if path := env.get("KMS_PROFILES"):
+        return Path(path).absolute()
+    folder = Path(env.get("XDG_CONFIG_HOME", ""))
+    if not folder.is_absolute():  # as the XDG base directory specification has it
+        folder = Path(env.get("HOME") or os.path.expanduser("~"), ".config")
+    return folder / "kmscore" / "profiles.toml"
 
 
 def read_credentials(path: Path) -> tuple[str, str]:
@@ -186,7 +225,8 @@ def _check(settings: Settings) -> None:
         value: Any = getattr(settings, name)
         wanted: tuple[type, ...] = {"str": (str,), "int": (int,), "float": (int, float), "bool": (bool,)}[kind]
         if not isinstance(value, wanted) or isinstance(value, bool) != (kind == "bool"):
-            raise SetupError(f"the setting {name} must be of type {kind}, not {value!r}")
+            shown = "" if "secret" in name else f", not {value!r}"
+            raise SetupError(f"the setting {name} must be of type {kind}{shown}")
         if kind == "float" and not 0 < cast(float, value) <= MAX_SECONDS:
             raise SetupError(f"the setting {name} must be more than 0 and at most {MAX_SECONDS} seconds, not {value!r}")
         if kind == "int" and not 0 <= cast(int, value) <= MAX_COUNT:

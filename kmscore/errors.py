@@ -74,6 +74,8 @@ class KmsError(Exception):
     `code` is the wire's code, `status` its HTTP status, `retryable` whether the same call may succeed later without any change.
     """
 
+    request_id = ""  # of a call to a service elsewhere
+
     def __init__(self, code: str, message: str) -> None:
         super().__init__(code, message)
         self.code = code

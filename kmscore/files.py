@@ -50,6 +50,8 @@ def encrypt_file(kms: Engine, key_id: str, source: Source, target: Path, progres
     with _reading(source) as plain, _replacing(target, plain) as sealed:
         key = kms.generate_data_key(key_id, number_of_bytes=DATA_KEY_BYTES, encryption_context=CONTEXT)
         assert key.plaintext is not None
+        if len(key.ciphertext_blob) > MAX_BLOB_BYTES:  # no engine of ours makes one; a service elsewhere may be another
+            raise KmsError("InternalFailure", f"the encrypted data key is longer than {MAX_BLOB_BYTES} bytes; no file can hold it")
         header = pack_header(key.ciphertext_blob)
         sealed.write(header)
         with _tink_errors(sealed):

@@ -30,6 +30,8 @@ need python3-dev python_header
 [ "${KMS_PKCS11_MODULE:-}" ] || need softhsm2 softhsm
 if [ "$want" = dev ]; then
     need strace command -v strace
+    need nodejs command -v node # for the clients of the tests
+    need npm command -v npm
     need opensc command -v pkcs11-tool
     need openssl command -v openssl
     need libnss3 softokn # the second token of the tests

@@ -25,7 +25,7 @@ ROOMS: dict[str, set[str]] = {
     "files": {"domain", "results"},
     "wrapping": {"domain"},
     "signing": set(),
-    "client": {"signing", "results"},
+    "client": {"signing", "domain", "results"},
     "cli": {"operations", "files", "wrapping", "client", "domain", "results"},
     "api": {"operations", "signing", "domain", "results"},
     "console": {"operations"},

@@ -36,6 +36,7 @@ def build_app(kms: Kms, workers: int = 1) -> App:
         Nonces(settings.home / "run"),
         Throttle(settings.requests_per_second / workers),
         told,
+        body_seconds=settings.body_seconds,
         quick=settings.owns_token or not settings.has_token,
     )
     others = _others(kms, told)
@@ -77,7 +78,9 @@ def _others(kms: Kms, told: metrics.Metrics) -> Starlette:
         status, headers, body = answers.failure(refusal, request_id, request.headers.get("host", ""), close=True)
         return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 
-    return Starlette(
+    app = Starlette(
         routes=[Route("/healthz", healthz), Route("/metrics", telling)],
         exception_handlers={HTTPException: refused, Exception: refused},
     )
+    app.router.redirect_slashes = False
+    return app

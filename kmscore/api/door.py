@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from kmscore.api import answers
 from kmscore.api.metrics import Metrics
 from kmscore.api.nonces import Nonces
-from kmscore.api.request import BODY_SECONDS, Receive, Request, Scope, has_body, make_request, read_body
+from kmscore.api.request import Receive, Request, Scope, has_body, make_request, read_body
 from kmscore.api.signatures import check_time, claim_of
 from kmscore.api.throttle import Throttle
 from kmscore.errors import KmsError
@@ -29,27 +29,25 @@ if TYPE_CHECKING:
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # Done where the request was read: they take microseconds, and a way through a thread takes as long again. All else goes to a thread.
-QUICK = frozenset({"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "ReEncrypt", "GenerateMac", "VerifyMac"})
+QUICK = frozenset({"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "VerifyMac"})
 THREADS = 16
+MAX_HOST_CHARS = 255  # of what a client calls us, said back in errors
 MAX_WAITING = 256  # operations in threads and waiting for one; more are refused at once
 
 
 class Door:
     """An ASGI application for the path of the API. Called from one event loop."""
 
-    def __init__(self, kms: Kms, nonces: Nonces, throttle: Throttle, metrics: Metrics, *, quick: bool = True) -> None:
-        """`quick`: the token answers within microseconds, so QUICK operations need no thread."""
+    def __init__(self, kms: Kms, nonces: Nonces, throttle: Throttle, metrics: Metrics, *, body_seconds: float, quick: bool = True) -> None:
+        """`body_seconds`: how long a body may take. `quick`: the token answers within microseconds, so QUICK operations need no thread."""
         self._kms = kms
         self._nonces = nonces
         self._throttle = throttle
         self._metrics = metrics
+        self._body_seconds = body_seconds
         self._quick = QUICK if quick else frozenset()
         self._threads = ThreadPoolExecutor(THREADS, thread_name_prefix="kms-wire")
         self._waiting = 0
-
-    def close(self) -> None:
-        """Waits for what is under way."""
-        self._threads.shutdown(wait=True)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         request_id = str(uuid.uuid4())
@@ -59,11 +57,11 @@ class Door:
         try:
             body = b""
             if has_body(scope):
-                async with asyncio.timeout(BODY_SECONDS):
+                async with asyncio.timeout(self._body_seconds):
                     body = await read_body(receive)
             whole = True
             request = make_request(scope, body)
-            host = request.headers.get("host", "")
+            host = request.headers.get("host", "")[:MAX_HOST_CHARS]
             caller, name = self._let_in(request)
             operation = name if name in OPERATIONS else ""
             status, headers, data = answers.success(await self._carry_out(request, caller, name, request_id), request_id)
@@ -106,6 +104,6 @@ class Door:
                 log_fault(f"request {request_id}", error)
             return error
         if isinstance(error, TimeoutError):
-            return KmsError("ParseRequestParameterException", f"The request did not arrive within {BODY_SECONDS:.0f} seconds.")
+            return KmsError("ParseRequestParameterException", f"The request did not arrive within {self._body_seconds:g} seconds.")
         log_fault(f"request {request_id}", error)
         return KmsError("InternalFailure", "The request failed because of an internal error; its RequestId is in the log.")

@@ -16,7 +16,7 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 API_VERSION = "2016-01-20"
 MAX_BODY_BYTES = 1 << 20
-BODY_SECONDS = 20.0
+MAX_DROPPED_BYTES = 16 << 20  # of a body that is too large, so that its sender hears why
 
 # Parameters of the protocol itself. RegionId is one too, where an operation does not ask for it (the old SDK always sends it).
 PROTOCOL = frozenset(
@@ -80,39 +80,54 @@ def make_request(scope: Scope, body: bytes) -> Request:
 
 async def read_body(receive: Receive) -> bytes:
     """The whole body, de-chunked. Raises KmsError ParseRequestParameterException for one of more than 1 MiB."""
-    body: bytes = b""
-    while True:
+    body = bytearray()
+    size = 0
+    more = True
+    while more:
         message = await receive()
         if message["type"] != "http.request":
             raise unreadable("the client went away")
-        body += message.get("body", b"")
-        if len(body) > MAX_BODY_BYTES:
-            raise unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
-        if not message.get("more_body"):
-            return body
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= MAX_BODY_BYTES:
+            body += part
+        more = message.get("more_body", False) and size <= MAX_DROPPED_BYTES
+    if size > MAX_BODY_BYTES:
+        raise too_large()
+    return bytes(body)
 
 
 def has_body(scope: Scope) -> bool:
-    """Raises KmsError ParseRequestParameterException for one that says it is larger than 1 MiB."""
+    """Raises KmsError ParseRequestParameterException for one that says it is too large to be read and dropped."""
     for name, value in scope["headers"]:
         if name == b"transfer-encoding":
             return True
         if name == b"content-length":
-            if len(value) > 9 or int(value) > MAX_BODY_BYTES:
-                raise unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
-            return bool(value != b"0")
+            if len(value.strip()) > 9 or int(value) > MAX_DROPPED_BYTES:
+                raise too_large()
+            return int(value) > 0
     return False
 
 
+def too_large() -> KmsError:
+    return unreadable(f"the body is larger than {MAX_BODY_BYTES} bytes")
+
+
 def _headers(raw: Iterable[tuple[bytes, bytes]]) -> dict[str, str]:
-    """Raises ParseRequestParameterException for one that counts and is given twice."""
+    """Without the white space around a value, which no signature covers: what is read is what was signed.
+
+    Raises ParseRequestParameterException for one that counts and is given twice; of others the values are joined.
+    """
     headers: dict[str, str] = {}
-    for raw_name, value in raw:
+    for raw_name, raw_value in raw:
         name = raw_name.decode("latin-1")
-        if name in headers and (name in _ONCE or name.startswith("x-acs-")):
-            raise unreadable(f"the header {name} is given twice")
         try:
-            headers[name] = value.decode()
+            value = raw_value.decode().strip()
         except UnicodeDecodeError:
-            headers[name] = value.decode("latin-1")
+            value = raw_value.decode("latin-1").strip()
+        if name in headers:
+            if name in _ONCE or name.startswith("x-acs-"):
+                raise unreadable(f"the header {name} is given twice")
+            value = f"{headers[name]}, {value}"
+        headers[name] = value
     return headers

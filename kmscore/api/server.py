@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import os
+import resource
 import shutil
 import signal
 import socket
 from collections.abc import Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +27,10 @@ if TYPE_CHECKING:
 DRAIN_SECONDS = 10  # how long requests in progress may take to end
 KEEP_ALIVE_SECONDS = 75  # an idle connection; clients and proxies let go earlier
 PARENT_POLL_SECONDS = 0.5
-WORKER_HOME = "KMS_WORKER_HOME"  # tells a worker what to open; set by its parent only
+OPEN_FILES = 4096  # of one process: its connections, and room for tables, databases and a token
+# Tell a worker what to open, and who its parent is, which may be gone when it can ask; set by its parent only.
+WORKER_HOME = "KMS_WORKER_HOME"
+WORKER_PARENT = "KMS_WORKER_PARENT"
 
 
 def make_server(kms: Kms) -> uvicorn.Server:
@@ -38,9 +43,11 @@ def make_server(kms: Kms) -> uvicorn.Server:
 def run_workers(settings: Settings, listener: socket.socket) -> None:
     """Serve with `settings.workers` processes, each with an engine of its own, until SIGTERM or SIGINT; then drain and return.
 
-    SIGHUP starts them anew, one after the other. Of what `settings` say, workers see what the home and the environment say.
+    SIGHUP starts them anew, one after the other. Workers read their settings from the home and the environment.
     """
     os.environ[WORKER_HOME] = str(settings.home)
+    os.environ[WORKER_PARENT] = str(os.getpid())
+    os.environ["KMS_WORKERS"] = str(settings.workers)
     metrics = settings.home / "run" / "metrics"
     shutil.rmtree(metrics, ignore_errors=True)
     metrics.mkdir(mode=0o700)
@@ -60,7 +67,7 @@ def worker() -> App:
         kmscore.protect_process()
         with kmscore.open_kms(Path(os.environ[WORKER_HOME])) as kms:
             inner.append(build_app(kms, kms.settings.workers))
-            watch = asyncio.create_task(_end_with_parent(os.getppid()))
+            watch = asyncio.create_task(_end_with_parent(int(os.environ[WORKER_PARENT])))
             yield
             watch.cancel()
 
@@ -95,9 +102,14 @@ async def _end_with_parent(parent: int) -> None:
 
 
 def _config(settings: Settings, app: Any, **more: Any) -> uvicorn.Config:
+    from kmscore.api.protocol import Protocol
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most), most))
+    protocol: Any = partial(Protocol, header_seconds=settings.header_seconds)
     return uvicorn.Config(
         app,
-        http="kmscore.api.protocol:Protocol",
+        http=protocol,
         ws="none",
         loop="uvloop",
         log_level="warning",

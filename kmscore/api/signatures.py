@@ -97,7 +97,9 @@ def _v1(request: Request) -> Claim:
 
 
 def _hidden(name: str, hidden: Collection[str]) -> bool:
-    return name.partition(".")[0] in hidden
+    """Also under a name that is written wrong: a request that is refused is often wrong in more than one way."""
+    head = name.partition(".")[0].strip().casefold()
+    return any(head == each.casefold() for each in hidden)
 
 
 # --- ACS3, ACS4 --------------------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""What the commands share: the home they work on, an open engine, and the ways to print."""
+"""What the commands share: the options that say where to work, an open engine on a home, and the ways to print."""
 
 from __future__ import annotations
 
@@ -13,47 +13,84 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import kmscore
-from kmscore.config import load_settings
+from kmscore.config import home_directory
 
 if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-HOME = f"{__name__}.home"  # in the context's meta, which every sub-command shares
+_PLACE = {
+    "home": ("DIR", "Where everything lives.  [default: $KMS_HOME, else ./var]"),
+    "endpoint": ("URL", "Call the service there, not an engine on the home.  [default: $KMS_ENDPOINT]"),
+    "profile": ("NAME", "Call the service of this profile (kms profile).  [default: $KMS_PROFILE]"),
+    "ca-file": ("FILE", "Trust these certificates (PEM) of a service, not the system's.  [default: $KMS_CA_FILE]"),
+}
+_REMOTE = tuple(name for name in _PLACE if name != "home")
 
 
-def home_option() -> click.Option:
-    """--home, which may stand before the command or after it."""
+def place_options(*, remote: bool = True) -> list[click.Parameter]:
+    """--home, --endpoint, --profile, --ca-file, which may stand before the command or after it.
 
+    Not `remote`: for a command that works on a home only; it knows the others to refuse them, see `chosen_home`.
+    """
+    return [_place_option(name, hidden=not remote and name in _REMOTE) for name in _PLACE]
+
+
+def _place_option(name: str, *, hidden: bool) -> click.Option:
     def keep(context: click.Context, _: click.Parameter, value: str | None) -> None:
         if value is not None:
-            context.meta[HOME] = value
+            context.meta[_key(name)] = value
 
-    return click.Option(
-        ["--home"], metavar="DIR", expose_value=False, callback=keep, help="Where everything lives.  [default: $KMS_HOME, else ./var]"
-    )
+    metavar, text = _PLACE[name]
+    return click.Option([f"--{name}"], metavar=metavar, expose_value=False, callback=keep, hidden=hidden, help=text)
+
+
+def _key(name: str) -> str:
+    return f"{__name__}.{name}"  # in the context's meta, which every sub-command shares
 
 
 def takes_home(command: Command) -> Command:
+    return _with(command, place_options(remote=False))
+
+
+def takes_service(command: Command) -> Command:
+    return _with(command, place_options())
+
+
+def _with(command: Command, options: list[click.Parameter]) -> Command:
     params: list[click.Parameter] = command.__dict__.setdefault("__click_params__", [])
-    params.append(home_option())
+    params.extend(reversed(options))  # click turns the list round
     return command
 
 
-def chosen_home() -> str | None:
-    value: str | None = click.get_current_context().meta.get(HOME)
+def chosen(name: str) -> str | None:
+    """What the command line says of home, endpoint, profile or ca-file."""
+    value: str | None = click.get_current_context().meta.get(_key(name))
     return value
 
 
+def chosen_home() -> str | None:
+    """Raises UsageError when the command line names a service: what asks for the home itself cannot be done there."""
+    named = [f"--{name}" for name in _REMOTE if chosen(name) is not None]
+    if named:
+        command = click.get_current_context().command_path
+        raise click.UsageError(f"{command} works on a home, not through a service: leave out {' and '.join(named)}.")
+    return chosen("home")
+
+
 def home_path() -> Path:
-    return load_settings(chosen_home()).home
+    return home_directory(chosen_home())
 
 
 def own_command(home: Path) -> str:
     """How a shell calls this program on `home`."""
+    return shell_command("--home", str(home))
+
+
+def shell_command(*arguments: str) -> str:
     program = sys.argv[0] if Path(sys.argv[0]).name == "kms" else "kms"
-    return shlex.join([program, "--home", str(home)])
+    return shlex.join([program, *arguments])
 
 
 @contextmanager
@@ -62,8 +99,8 @@ def open_engine(*, ticker: bool = False, **settings: Any) -> Iterator[Kms]:
 
     Without a ticker a command does what it was asked to do and nothing else.
     """
-    kmscore.protect_process()
     home = home_path()
+    kmscore.protect_process()
     is_new = not home.exists()
     with kmscore.open_kms(home, ticker=ticker, **settings) as kms:
         if is_new:
@@ -73,4 +110,4 @@ def open_engine(*, ticker: bool = False, **settings: Any) -> Iterator[Kms]:
 
 def print_json(answer: dict[str, Any]) -> None:
     """UTF-8, whatever the locale says."""
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False).encode())
+    click.echo(json.dumps(answer, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))

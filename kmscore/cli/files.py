@@ -13,7 +13,8 @@ from typing import BinaryIO
 import click
 
 from kmscore import files
-from kmscore.cli.engine import open_engine, takes_home
+from kmscore.cli.engine import takes_service
+from kmscore.cli.service import open_service
 from kmscore.errors import KmsError
 
 STANDARD = "-"
@@ -23,27 +24,27 @@ STANDARD = "-"
 @click.option("--key", required=True, metavar="KEY", help="Id, ARN or alias/NAME of the key.")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@takes_home
+@takes_service
 def encrypt_file(key: str, source: str, target: str) -> None:
     """Encrypt the file IN (- for standard input) into OUT, under a new data key of KEY.
 
     OUT appears only when it is whole, readable for its owner alone. The format is docs/FILE-FORMAT.md.
     """
-    with _stoppable(), _opened(source, "encrypting") as (plain, progress), open_engine() as kms:
-        files.encrypt_file(kms, key, plain, _target(target), progress)
+    with _stoppable(), _opened(source, "encrypting") as (plain, progress), open_service() as service:
+        files.encrypt_file(service.data_keys, key, plain, _target(target), progress)
 
 
 @click.command("decrypt-file")
 @click.argument("source", metavar="IN")
 @click.argument("target", metavar="OUT")
-@takes_home
+@takes_service
 def decrypt_file(source: str, target: str) -> None:
     """Decrypt the file IN (- for standard input) into OUT.
 
     OUT appears only when all of IN has been found genuine, readable for its owner alone.
     """
-    with _stoppable(), _opened(source, "decrypting") as (sealed, progress), open_engine() as kms:
-        files.decrypt_file(kms, sealed, _target(target), progress)
+    with _stoppable(), _opened(source, "decrypting") as (sealed, progress), open_service() as service:
+        files.decrypt_file(service.data_keys, sealed, _target(target), progress)
 
 
 def _target(name: str) -> Path:

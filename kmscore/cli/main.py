@@ -10,7 +10,7 @@ from importlib import import_module
 import click
 
 import kmscore
-from kmscore.cli.engine import takes_home
+from kmscore.cli.engine import takes_service
 from kmscore.errors import KmsError
 from kmscore.operations import GROUPS, OPERATIONS
 
@@ -20,6 +20,10 @@ TOOLS = {
     "encrypt-file": ("files", "Encrypt a file of any size."),
     "decrypt-file": ("files", "Decrypt what encrypt-file made."),
     "import-key": ("material", "Bring key material of your own, from a file."),
+    "profile": ("profiles", "Services that --profile names."),
+    "user": ("access", "Users of a service, and what they may do."),
+    "access-key": ("access", "What users sign with."),
+    "policy": ("access", "Who could do what."),
     "rotate": ("tools", "Rotate a key now."),
     "tick": ("tools", "Do what is due: rotations, deletions, the end of imported material."),
     "history": ("tools", "Every event of a key."),
@@ -67,7 +71,7 @@ class Kms(click.Group):
 @click.version_option(kmscore.__version__, prog_name="kms")
 @click.option("--traceback", is_flag=True, help="Show where an unexpected error comes from.")
 @click.pass_obj
-@takes_home
+@takes_service
 def cli(options: dict[str, bool], traceback: bool) -> None:
     """A key management service: keys in a token, every change an event.
 
@@ -89,7 +93,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         error.show()
         return error.exit_code
     except KmsError as error:
-        click.echo(f"{error.code}: {error.message}", err=True)
+        seen = f" (RequestId {error.request_id})" if error.status >= 500 and error.request_id else ""  # by which a log is searched
+        click.echo(f"{error.code}: {error.message}{seen}", err=True)
     except (KeyboardInterrupt, click.Abort):
         click.echo("interrupted", err=True)
         return INTERRUPTED

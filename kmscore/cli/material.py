@@ -8,24 +8,19 @@ from __future__ import annotations
 import base64
 import re
 from datetime import UTC, datetime, timedelta
-from functools import partial
-from typing import TYPE_CHECKING
 
 import click
 
 from kmscore.cli.byhand import script
-from kmscore.cli.engine import open_engine, own_command, takes_home
+from kmscore.cli.engine import takes_service
+from kmscore.cli.service import Service, open_service
 from kmscore.clock import clock_of
 from kmscore.config import Settings
 from kmscore.domain.algorithms import WrappingAlgorithm, WrappingKeySpec
 from kmscore.domain.specs import Origin, ProtectionLevel
 from kmscore.errors import KmsError
-from kmscore.operations import invoke
 from kmscore.operations.render import date
 from kmscore.wrapping import Material, read_material, wrap
-
-if TYPE_CHECKING:
-    from kmscore.engine.kms import Kms
 
 # The first that the custody of the key offers is used; by name, the one with SHA-1 is the least.
 _FOR_BYTES = (WrappingAlgorithm.RSAES_OAEP_SHA_256, WrappingAlgorithm.RSAES_OAEP_SHA_1)
@@ -67,7 +62,7 @@ def when(text: str) -> datetime | timedelta:
     help="The key it travels under.",
 )
 @click.option("--explain", is_flag=True, help="Print the commands that do it by hand, and do nothing.")
-@takes_home
+@takes_service
 def import_key(
     key: str,
     source: str,
@@ -86,10 +81,11 @@ def import_key(
     if activate is not None and not following:
         raise click.UsageError("--activate goes with --next.")
     material = read_material(source)
-    with open_engine() as kms:
-        described = _own_key(kms, key, material, source)
-        algorithms = (algorithm,) if algorithm else _candidates(material, described, kms.settings)
-        expires_at, primary_at = (_instant(given, name, kms.settings) for given, name in ((expires, "--expires"), (activate, "--activate")))
+    with open_service() as service:
+        described = _own_key(service, key, material, source)
+        algorithms = (algorithm,) if algorithm else _candidates(material, described, service.settings)
+        instants = ((expires, "--expires"), (activate, "--activate"))
+        expires_at, primary_at = (_instant(given, name, service.settings) for given, name in instants)
         params = {"KeyId": described["KeyId"]}
         if primary_at:
             params["KeyMaterialActivateUnix"] = str(int(primary_at.timestamp()))
@@ -99,11 +95,10 @@ def import_key(
         if explain:
             # Asking what the custody offers would make a pair; every token can do SHA-1 in RSAES-OAEP.
             chosen = min(algorithms) if described["ProtectionLevel"] == ProtectionLevel.HSM else algorithms[0]
-            program = own_command(kms.settings.home)
-            click.echo(script(program, operation, params, material.spec, source, WrappingAlgorithm(chosen), wrapping_spec), nl=False)
+            click.echo(script(service.shell, operation, params, material.spec, source, WrappingAlgorithm(chosen), wrapping_spec), nl=False)
             return
-        used = _import(kms, operation, params, material, algorithms, wrapping_spec)
-        state = invoke(kms, "DescribeKey", {"KeyId": described["KeyId"]})["KeyMetadata"]["KeyState"]
+        used = _import(service, operation, params, material, algorithms, wrapping_spec)
+        state = service.call("DescribeKey", {"KeyId": described["KeyId"]})["KeyMetadata"]["KeyState"]
     click.echo(f"imported {described['KeySpec']} material into {described['KeyId']}, wrapped with {used}")
     click.echo(f"key state  {state}")
     if following:
@@ -111,9 +106,9 @@ def import_key(
     click.echo(f"expires    {date(expires_at) or 'never'}")
 
 
-def _own_key(kms: Kms, key: str, material: Material, source: str) -> dict[str, str]:
+def _own_key(service: Service, key: str, material: Material, source: str) -> dict[str, str]:
     """The key as it is described. What cannot end well is refused here, where it costs no attempt and can be told in words."""
-    described: dict[str, str] = invoke(kms, "DescribeKey", {"KeyId": key})["KeyMetadata"]
+    described: dict[str, str] = service.call("DescribeKey", {"KeyId": key})["KeyMetadata"]
     if described["Origin"] != Origin.EXTERNAL:
         raise KmsError("Unsupported.Origin", "Only a key made with --Origin EXTERNAL takes material of your own.")
     if described["KeySpec"] != material.spec:
@@ -121,33 +116,38 @@ def _own_key(kms: Kms, key: str, material: Material, source: str) -> dict[str, s
     return described
 
 
-def _candidates(material: Material, described: dict[str, str], settings: Settings) -> tuple[str, ...]:
-    """What to try, in this order. Where the service may unwrap in its own memory what a token cannot, the token's own way goes first."""
+def _candidates(material: Material, described: dict[str, str], settings: Settings | None) -> tuple[str, ...]:
+    """What to try, in this order. Where the service may unwrap in its own memory what a token cannot, the token's own way goes first.
+
+    A service elsewhere does not say whether it may.
+    """
     best = _FOR_PRIVATE_KEYS if material.is_private_key else _FOR_BYTES
-    return best[::-1] if described["ProtectionLevel"] == ProtectionLevel.HSM and settings.allow_host_unwrap else best
+    may_unwrap = settings is None or settings.allow_host_unwrap
+    return best[::-1] if described["ProtectionLevel"] == ProtectionLevel.HSM and may_unwrap else best
 
 
-def _import(kms: Kms, operation: str, params: dict[str, str], material: Material, algorithms: tuple[str, ...], wrapping_spec: str) -> str:
+def _import(
+    service: Service, operation: str, params: dict[str, str], material: Material, algorithms: tuple[str, ...], wrapping_spec: str
+) -> str:
     """Answers the algorithm that was used."""
-    ask = partial(invoke, kms)
     for algorithm in algorithms:
         try:
             wanted = {"KeyId": params["KeyId"], "WrappingAlgorithm": algorithm, "WrappingKeySpec": wrapping_spec}
-            offer = ask("GetParametersForImport", wanted)
+            offer = service.call("GetParametersForImport", wanted)
             break
         except KmsError as error:
             if error.code != "InvalidParameter" or algorithm == algorithms[-1]:
                 raise
     wrapped = wrap(material.data, base64.b64decode(offer["PublicKey"]), algorithm)
-    ask(operation, {**params, "EncryptedKeyMaterial": base64.b64encode(wrapped).decode(), "ImportToken": offer["ImportToken"]})
+    service.call(operation, {**params, "EncryptedKeyMaterial": base64.b64encode(wrapped).decode(), "ImportToken": offer["ImportToken"]})
     return algorithm
 
 
-def _instant(given: datetime | timedelta | None, option: str, settings: Settings) -> datetime | None:
-    """An instant to come, on the clock that the engine follows."""
+def _instant(given: datetime | timedelta | None, option: str, settings: Settings | None) -> datetime | None:
+    """An instant to come, on the clock that the engine follows; a service elsewhere follows that of its machine, and judges itself."""
     if given is None:
         return None
-    now = clock_of(settings.clock_file).now().replace(microsecond=0)
+    now = clock_of(settings.clock_file if settings else "").now().replace(microsecond=0)
     try:
         instant = now + given if isinstance(given, timedelta) else given
     except OverflowError:

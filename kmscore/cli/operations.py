@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import click
 
-from kmscore.cli.engine import home_option, open_engine, print_json
-from kmscore.operations import OPERATIONS, Kind, Operation, Param, invoke
+from kmscore.cli.engine import place_options, print_json
+from kmscore.cli.service import open_service
+from kmscore.operations import Kind, Operation, Param
 
 _METAVARS = {
     Kind.INTEGER: "NUMBER",
@@ -38,14 +40,12 @@ def operation_command(operation: Operation) -> click.Command:
         print_json(call(operation.name, params))
 
     epilog = "An extension: not part of the API of Alibaba Cloud KMS." if operation.extension else None
-    return click.Command(operation.name, callback=run, params=[*options, home_option()], help=operation.help, epilog=epilog)
+    return click.Command(operation.name, callback=run, params=[*options, *place_options()], help=operation.help, epilog=epilog)
 
 
-def call(name: str, params: dict[str, str]) -> dict[str, object]:
-    with open_engine() as kms:
-        if any(param.name == "RegionId" for param in OPERATIONS[name].params):
-            params.setdefault("RegionId", kms.settings.region)
-        return invoke(kms, name, params)
+def call(name: str, params: dict[str, str]) -> dict[str, Any]:
+    with open_service() as service:
+        return service.call(name, params)
 
 
 def _spellings(param: Param) -> Iterator[tuple[str, str, bool]]:

@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import click
 
 import kmscore
-from kmscore.cli.engine import chosen_home, home_path, open_engine, print_json, takes_home
+from kmscore.cli.engine import chosen_home, home_path, open_engine, print_json, takes_home, takes_service
 from kmscore.cli.operations import call
 from kmscore.errors import key_not_found
 
@@ -25,7 +25,7 @@ _SETTLED = {
 
 @click.command()
 @click.argument("key")
-@takes_home
+@takes_service
 def rotate(key: str) -> None:
     """Rotate KEY (id, ARN or alias/NAME) now: a new version encrypts, older ones still decrypt."""
     print_json(call("RotateKey", {"KeyId": key}))
@@ -86,14 +86,15 @@ def doctor() -> int:
 @click.argument("key")
 @takes_home
 def history(key: str) -> None:
-    """Every event of KEY (id or ARN), oldest first; also of a key that is destroyed."""
+    """Every event of KEY (id or ARN), oldest first, with who asked and the RequestId; also of a key that is destroyed."""
     with open_engine() as kms:
         events = kms.history(key)
     if not events:
         raise key_not_found()
     for event in events:
         facts = "  ".join(f"{name}={_plain(value)}" for name, value in event["facts"].items() if value not in ("", {}))
-        click.echo(f"{_plain(event['time'])}  {event['event']:<25}  {facts}".rstrip())
+        asked = f"by={_plain(event['actor'])}  request={_plain(event['request_id'])}"
+        click.echo(f"{_plain(event['time'])}  {event['event']:<25}  {facts}{'  ' if facts else ''}{asked}")
 
 
 def _plain(value: object) -> str:

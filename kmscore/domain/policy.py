@@ -17,6 +17,7 @@ from kmscore.errors import KmsError, invalid
 
 MAX_POLICY_BYTES = 32768
 MAX_STATEMENTS = 100
+MAX_ITEM_CHARS = 512
 MAX_ITEMS = 100  # actions, resources or principals of a statement
 VERSION = "1"
 
@@ -204,9 +205,19 @@ def _actions(number: int, item: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _texts(number: int, value: object, field: str) -> tuple[str, ...]:
     items = [value] if isinstance(value, str) else value
-    if not isinstance(items, list) or not 1 <= len(items) <= MAX_ITEMS or not all(isinstance(i, str) and 0 < len(i) <= 512 for i in items):
+    if not isinstance(items, list) or not 1 <= len(items) <= MAX_ITEMS or not all(map(_is_text, items)):
         raise wrong(f"Statement {number}: {field} is a string, or an array of 1 to {MAX_ITEMS} strings.")
     return tuple(items)
+
+
+def _is_text(item: object) -> bool:
+    return isinstance(item, str) and 0 < len(item) <= MAX_ITEM_CHARS and item.isprintable()
+
+
+def check_action(action: str) -> None:
+    """Of one call: without wildcards. Raises KmsError InvalidParameter (Action)."""
+    if not re.fullmatch(r"kms:[A-Za-z]+", action, re.ASCII):
+        raise invalid("Action", "It is kms: and the name of an operation.")
 
 
 def wrong(why: str) -> KmsError:

@@ -139,6 +139,9 @@ class Access:
 
         self._lifecycle.decide(attempt)
 
+    def policy_of(self, name: str) -> str:
+        return self._user(name).policy
+
     def users(self) -> tuple[UserItem, ...]:
         nobody = IdentityPolicy()
         return tuple(UserItem(name, access.user(self._account_id, name, nobody).arn, policy) for name, policy in self._queries.users())

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from kmscore.custody.port import Buffer
 from kmscore.domain.access import Caller, no_permission
 from kmscore.domain.names import Place, check_alias
-from kmscore.domain.policy import KeyPolicy, decide, parse_key_policy, wrong
+from kmscore.domain.policy import KeyPolicy, check_action, decide, parse_key_policy, wrong
+from kmscore.domain.user import no_user
 from kmscore.engine.access import Access
 from kmscore.engine.keyring import KeyRing
 from kmscore.errors import KmsError
@@ -70,11 +71,14 @@ class Authority:
         key_id = self._ring.resolve(reference)
         policy = self._ring.policy_of(key_id) if policy_text is None else parse_key_policy(policy_text, self._place.account_id)
         arn = self._place.key_arn(key_id)
+        check_action(action)
         judged = []
         for caller, able in self._access.callers():
             if user_name is None or caller.name == user_name:
                 allowed, why = decide(caller.policy, caller.name, action, arn, policy)
                 judged.append(Judgement(caller.arn, allowed, why, able))
+        if user_name is not None and not judged:
+            raise no_user()
         return tuple(judged)
 
     def _named_by(self, alias: str) -> str | None:

@@ -30,7 +30,7 @@ class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
         return self._s.examine()
 
     def history(self, key_id: str) -> list[dict[str, Any]]:
-        """Every event of a key, oldest first, also of one that is destroyed: `event`, `time`, `actor` and its own fields."""
+        """Every event of a key, oldest first, also of one that is destroyed: `event`, `time`, `actor`, `request_id`, its own `facts`."""
         named = self._own_id(key_id)
         key = self._s.store.key(named)
         if key is None or key.system:
@@ -38,7 +38,7 @@ class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
         events = []
         for event in self._s.store.events(named):
             facts = dict(vars(event))
-            for name in ("originator_id", "originator_topic", "command_id"):
+            for name in ("originator_id", "originator_topic"):
                 facts.pop(name, None)
             events.append(
                 {
@@ -46,6 +46,7 @@ class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
                     "time": facts.pop("timestamp"),
                     "event": type(event).__name__,
                     "actor": facts.pop("actor"),
+                    "request_id": facts.pop("command_id"),
                     "facts": facts,
                 }
             )

@@ -80,6 +80,9 @@ class AccessOperations(Engine):
         """An empty policy allows nothing."""
         self._s.access.set_user_policy(user_name, policy)
 
+    def get_user_policy(self, user_name: str) -> str:
+        return self._s.access.policy_of(user_name)
+
     def list_users(self) -> tuple[UserItem, ...]:
         return self._s.access.users()
 

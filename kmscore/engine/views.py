@@ -8,9 +8,10 @@ from datetime import datetime
 from kmscore.custody.port import Loaded, MaterialRef
 from kmscore.domain.envelope import NO_CONTEXT, pack_header
 from kmscore.domain.key import Key
-from kmscore.domain.policy import parse_key_policy
+from kmscore.domain.policy import KeyPolicy, parse_key_policy
 from kmscore.domain.specs import ContentKind, Origin, Suite
 from kmscore.domain.versions import Version
+from kmscore.errors import KmsError
 
 KINDS = (ContentKind.RAW, ContentKind.TEXT)
 
@@ -45,7 +46,7 @@ class KeyView:
 
     def __init__(self, key: Key, before: KeyView | None, now: datetime, account_id: str) -> None:
         self.key = key
-        self.policy = parse_key_policy(key.policy, account_id) if key.policy else None
+        self.policy = _policy(key.policy, account_id)
         self.usable = not key.destruction_started and key.delete_at is None and key.enabled
         self.uses: dict[str, VersionUse] = {}
         for version in key.versions:
@@ -65,6 +66,14 @@ class KeyView:
 
     def true_at(self, now: datetime) -> bool:
         return (self.since is None or now >= self.since) and (self.until is None or now < self.until)
+
+
+def _policy(text: str, account_id: str) -> KeyPolicy | None:
+    """One that is not understood (the account has another id now, say) allows nobody anything, but for the owner of the home."""
+    try:
+        return parse_key_policy(text, account_id) if text else None
+    except KmsError:
+        return KeyPolicy(())
 
 
 def material_ref(key: Key, version: Version) -> MaterialRef:

@@ -257,8 +257,8 @@ _KEYS = (
 
 OPERATIONS: dict[str, Operation] = {operation.name: operation for operation in (*_KEYS, *CRYPTOGRAPHY)}
 
-SECRETS = frozenset(param.name for operation in OPERATIONS.values() for param in operation.params if param.secret)
-"""Names of the parameters whose values no error and no log holds."""
+SECRETS = frozenset(param.name for operation in OPERATIONS.values() for param in operation.params if param.secret) | {"SecretData"}
+"""Names of the parameters whose values no error and no log holds; also that of the secrets that are not offered."""
 
 # Of the API, and not of this service: secrets, dedicated instances and their networks, enclaves.
 UNOFFERED = frozenset(

@@ -45,7 +45,7 @@ def test_errors_are_one_line_with_the_code(kms: Command) -> None:
     assert kms.code("DescribeKey", "--KeyId", "alias/nope") == "Forbidden.AliasNotFound"
     assert kms.code("DisableKey", "--KeyId", "alias/nope") == "Unsupported.Alias"
     assert kms.code("CreateKey", "--ProtectionLevel", "hsm") == "InvalidParameter"
-    assert kms.code("CreateKey", "--Policy", "{}") == "UnsupportedOperation"
+    assert kms.code("CreateKey", "--Policy", "{}") == "InvalidParameter"
     assert kms.code("CreateKey", "--EnableAutomaticRotation", "true") == "MissingParameter"
     assert kms.code("Decrypt", "--CiphertextBlob", "AAAA") == "InvalidParameter"
     assert kms.code("history", "key-nope") == "Forbidden.KeyNotFound"

@@ -10,19 +10,20 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from command import Command
 
 
 @contextmanager
-def service(kms: Command, *arguments: str) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
+def service(kms: Command, *arguments: str, stderr: Any = subprocess.PIPE) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """A running service and its address; killed at the end if it still runs."""
-    child = kms.start("serve", "--listen", "127.0.0.1:0", *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    child = kms.start("serve", "--listen", "127.0.0.1:0", *arguments, stdout=subprocess.PIPE, stderr=stderr, bufsize=0)
     try:
         assert child.stdout is not None
         line = child.stdout.readline().decode()
-        match = re.search(r"http://127\.0\.0\.1:\d+", line)
+        match = re.search(r"https?://127\.0\.0\.1:\d+", line)
         assert match, (line, child.stderr.read() if child.stderr else "")
         yield child, match[0]
     finally:
