@@ -21,6 +21,7 @@ extensions = [
         extra_compile_args=WARNINGS,
     ),
     Extension("kmscore.store._gate", ["ext/_gate.pyx", "ext/fork.c"], include_dirs=["ext"], depends=PARTS, extra_compile_args=WARNINGS),
+    Extension("kmscore._percent", ["ext/_percent.pyx"], extra_compile_args=WARNINGS),
     Extension("kmscore.api._nonces", ["ext/_nonces.pyx"], extra_compile_args=WARNINGS),
 ]
 

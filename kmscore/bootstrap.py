@@ -272,11 +272,11 @@ def _ticks(services: Services) -> Callable[[Callable[[], bool]], None]:
 
     def tick(stop: Callable[[], bool]) -> None:
         nonlocal compared
+        _quietly(services.access.flush_uses)
         report = services.reconciler.recover() if compared else services.reconciler.reconcile()
         compared = True
         for problem in (*report.quarantined, *report.missing, *report.pending):
             log.warning("reconcile: %s", problem)
-        services.access.flush_uses()
         for key_id, code in services.due.run(stop).failed:
             log.warning("due work on %s failed: %s", key_id, code)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import uuid
 from typing import Protocol
@@ -34,3 +35,9 @@ class RandomIds:
     def command_id(self) -> str:
         """Names one command, so that an ambiguous commit can be looked for (RELIABILITY 3.2)."""
         return secrets.token_hex(8)
+
+
+def new_request_id() -> str:
+    """A random UUID (version 4) as text; several times quicker than the uuid module's."""
+    digits = os.urandom(16).hex()
+    return f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{'89ab'[int(digits[16], 16) & 3]}{digits[17:20]}-{digits[20:]}"

@@ -9,8 +9,9 @@ from __future__ import annotations
 import base64
 import hashlib
 import hmac
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from kmscore._percent import encode as percent
 
 ACS3 = "ACS3-HMAC-SHA256"
 ACS4 = "ACS4-HMAC-SHA256"
@@ -19,19 +20,7 @@ ACS4_ENDING = "aliyun_v4_request"
 ACS4_PREFIX = "aliyun_v4"
 EMPTY_SHA256 = hashlib.sha256(b"").hexdigest()
 
-_RESERVED = re.compile(rb"[^A-Za-z0-9_.~-]")
-_PERCENT = {bytes([byte]): b"%%%02X" % byte for byte in range(256)}
-
 Order = Callable[[str], str | bytes]
-
-
-def percent(text: str) -> str:
-    """RFC 3986: all but the unreserved characters as %XX of their UTF-8, in upper case. Raises UnicodeEncodeError for a lone surrogate."""
-    return _RESERVED.sub(_percent_byte, text.encode()).decode()
-
-
-def _percent_byte(match: re.Match[bytes]) -> bytes:
-    return _PERCENT[match[0]]
 
 
 def canonical_query(params: Mapping[str, str], order: Order | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ from kmscore.api.door import Door
 from kmscore.api.nonces import Nonces
 from kmscore.api.throttle import Throttle
 from kmscore.errors import KmsError
+from kmscore.ids import new_request_id
 from kmscore.logs import log_fault
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def _others(kms: Kms, told: metrics.Metrics) -> Starlette:
         return Response(await run_in_threadpool(told.render), media_type=metrics.CONTENT_TYPE)
 
     async def refused(request: Request, error: Exception) -> Response:
-        request_id = str(uuid.uuid4())
+        request_id = new_request_id()
         if isinstance(error, HTTPException) and error.status_code == 404:
             refusal = KmsError("InvalidApi.NotFound", "The specified api is not found, please check your url and method.")
         elif isinstance(error, HTTPException) and error.status_code == 405:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
@@ -19,6 +18,7 @@ from kmscore.api.request import Receive, Request, Scope, has_body, make_request,
 from kmscore.api.signatures import check_time, claim_of
 from kmscore.api.throttle import Throttle
 from kmscore.errors import KmsError
+from kmscore.ids import new_request_id
 from kmscore.logs import log_fault
 from kmscore.operations import OPERATIONS, find, invoke
 from kmscore.operations.table import SECRETS
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 
 # Done where the request was read: they take microseconds, and a way through a thread takes as long again. All else goes to a thread.
-QUICK = frozenset({"Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "VerifyMac"})
+QUICK = frozenset({"DescribeKey", "Encrypt", "Decrypt", "GenerateDataKey", "GenerateDataKeyWithoutPlaintext", "GenerateMac", "VerifyMac"})
 THREADS = 16
 MAX_HOST_CHARS = 255  # of what a client calls us, said back in errors
 MAX_WAITING = 256  # operations in threads and waiting for one; more are refused at once
@@ -50,7 +50,7 @@ class Door:
         self._waiting = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request_id = str(uuid.uuid4())
+        request_id = new_request_id()
         started = time.perf_counter()
         operation, code, whole = "", "OK", False
         host = ""

@@ -5,15 +5,11 @@ Nothing is signed or checked from the raw text: clients write spaces and reserve
 
 from __future__ import annotations
 
-import re
-
+from kmscore._percent import decode
 from kmscore.errors import KmsError
 
 FORM = "application/x-www-form-urlencoded"
 MAX_PARAMETERS = 512
-
-_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})?")
-_BYTES = {b"%02X" % byte: bytes([byte]) for byte in range(256)}
 
 
 def decode_params(text: bytes) -> dict[str, str]:
@@ -53,18 +49,9 @@ def unreadable(why: str) -> KmsError:
 
 
 def _decode(text: bytes) -> str:
-    if b"+" in text:
-        text = text.replace(b"+", b" ")
-    if b"%" in text:
-        text = _ESCAPE.sub(_byte, text)
     try:
-        return text.decode()
+        return decode(text)
     except UnicodeDecodeError:
         raise unreadable("they are not UTF-8") from None
-
-
-def _byte(match: re.Match[bytes]) -> bytes:
-    digits = match[1]
-    if digits is None:
-        raise unreadable("a '%' is not followed by two hexadecimal digits")
-    return _BYTES[digits.upper()]
+    except ValueError as error:
+        raise unreadable(str(error)) from None

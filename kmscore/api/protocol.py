@@ -6,18 +6,19 @@ A request line may be as long as the wire needs; httptools' own URL parser ends 
 from __future__ import annotations
 
 import asyncio
-import uuid
 from typing import Any
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from kmscore.api.answers import error_body
+from kmscore.ids import new_request_id
 
 MAX_TARGET_BYTES = 256 << 10
 MAX_HEADER_BYTES = 64 << 10
 MAX_HEADERS = 100
 MAX_CONNECTIONS = 1000  # of one process
+MAX_PIPELINED = 64  # requests of one connection that wait for the one before them; what follows is not answered
 LINGER_SECONDS = 2.0  # a refused client's bytes are dropped for so long: a closed socket would throw the refusal away with them
 
 _WRONG = (400, "ParseRequestParameterException", "This is not an HTTP request.")
@@ -112,6 +113,8 @@ class Protocol(HttpToolsProtocol):
 
     def on_headers_complete(self) -> None:
         self._waiting_since = None
+        if len(self.pipeline) >= MAX_PIPELINED:
+            self._stop(_WRONG)
         if self.parser.should_upgrade() and any(
             name == b"transfer-encoding" or (name == b"content-length" and value.strip(b"0 \t")) for name, value in self.headers
         ):
@@ -173,7 +176,7 @@ class Protocol(HttpToolsProtocol):
                 self.transport.close()
                 return
         status, code, message = refusal
-        body = error_body(status, code, message, str(uuid.uuid4()), "")
+        body = error_body(status, code, message, new_request_id(), "")
         head = b"content-type: application/json;charset=utf-8\r\ncontent-length: %d\r\nconnection: close\r\n\r\n" % len(body)
         self.transport.write(STATUS_LINE[status] + head + body)
         self._waiting_since = None

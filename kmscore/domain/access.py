@@ -21,14 +21,16 @@ class Caller:
     name: str
     arn: str
     policy: IdentityPolicy | None
+    access_key_id: str = ""
+    """What they signed with; empty in a simulation."""
 
 
-def root(account_id: str) -> Caller:
-    return Caller("", f"acs:ram::{account_id}:root", None)
+def root(account_id: str, access_key_id: str) -> Caller:
+    return Caller("", f"acs:ram::{account_id}:root", None, access_key_id)
 
 
-def user(account_id: str, name: str, policy: IdentityPolicy) -> Caller:
-    return Caller(name, f"acs:ram::{account_id}:{USER_PREFIX}{name}", policy)
+def user(account_id: str, name: str, policy: IdentityPolicy, access_key_id: str = "") -> Caller:
+    return Caller(name, f"acs:ram::{account_id}:{USER_PREFIX}{name}", policy, access_key_id)
 
 
 def check_user_name(name: str) -> str:

@@ -61,7 +61,7 @@ class Access:
         self._ring = ring
         self._seal = seal
         self._account_id = account_id
-        self._root = Credential(*root, access.root(account_id))
+        self._root = Credential(*root, access.root(account_id, root[0]))
         self._known: dict[str, Credential] = {}
         self._changes = 0
         self._used: dict[str, int] = {}
@@ -87,7 +87,7 @@ class Access:
         name, enabled, sealed, policy = row
         if not enabled:
             raise KmsError("Forbidden.AccessKey", "The Access Key is disabled.")
-        caller = access.user(self._account_id, name, _policy(policy))
+        caller = access.user(self._account_id, name, _policy(policy), access_key_id)
         found = Credential(access_key_id, self._seal.open(access_key_id, sealed), caller)
         with self._lock:
             if changes == self._changes:  # nothing was taken in since the row was read
@@ -102,9 +102,14 @@ class Access:
             self._used[access_key_id] = now * 1_000_000
 
     def flush_uses(self) -> None:
+        """What cannot be written down now is, at the next flush."""
         used, self._used = self._used, {}
         if used:
-            self._uses.record(used)
+            try:
+                self._uses.record(used)
+            except KmsError:
+                self._used = used | self._used
+                raise
 
     def _forget(self, stream: str) -> None:
         with self._lock:

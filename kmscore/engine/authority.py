@@ -38,6 +38,8 @@ class Authority:
         Answers for each reference in `keys` the id that was judged: whoever acts hands that on, so that an alias that is moved in between
         changes nothing. Raises Forbidden.NoPermission, and what a name or blob is refused with.
         """
+        # As they are now: the request may have waited for its turn while they lost a right, or the access key.
+        caller = self._access.credential(caller.access_key_id).caller
         pinned: dict[str, str] = {}
         for reference in keys:
             pinned[reference] = self._ring.resolve(reference)

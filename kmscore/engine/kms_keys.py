@@ -64,7 +64,7 @@ class KeyOperations(Engine):
         return key_metadata(self._s.lifecycle.create(new), self._s.place, self._s.clock.now(), with_protection=False)
 
     def describe_key(self, key_id: str) -> KeyMetadata:
-        return key_metadata(self._load(key_id), self._s.place, self._s.clock.now())
+        return key_metadata(self._s.ring.view(key_id, "DescribeKey"), self._s.place, self._s.clock.now())
 
     def list_keys(self, *, page_number: int = 1, page_size: int = 10, filters: Mapping[str, Sequence[str]] | None = None) -> Page[KeyItem]:
         limit, offset = page_bounds(page_number, page_size)

@@ -5,11 +5,11 @@ Knows the engine only as an object with one method for each operation, and one t
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Mapping
 from typing import Any
 
 from kmscore.errors import KmsError
+from kmscore.ids import new_request_id
 from kmscore.operations.kinds import Kind, Operation, Param, Target
 from kmscore.operations.parse import arguments, wants_dry_run
 from kmscore.operations.table import GROUPS, OPERATIONS, SECRETS, UNOFFERED
@@ -36,7 +36,7 @@ def invoke(kms: Any, name: str, params: Mapping[str, str], request_id: str = "",
     MissingParameter, InvalidParameter, Forbidden.NoPermission, or what the engine refuses with.
     """
     operation = find(name)
-    request_id = request_id or str(uuid.uuid4())
+    request_id = request_id or new_request_id()
     with kms.acting(caller, request_id):
         if wants_dry_run(operation, params):
             _rehearse(kms, operation, params, caller)

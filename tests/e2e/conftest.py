@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 from command import Command
+from hostile import hostile, hostile_home, it  # noqa: F401 - fixtures
 
 
 @pytest.fixture(scope="module")

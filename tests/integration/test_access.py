@@ -281,6 +281,18 @@ def test_an_alias_that_moves_after_the_judgement_changes_nothing(world: World, m
     assert world.call("Encrypt", KeyId="alias/a", Plaintext="x")["KeyId"] == mine
 
 
+def test_a_request_that_waited_is_judged_as_its_caller_is_now(world: World) -> None:
+    key = world.kms.create_key().key_id
+    world.may(("Allow", "kms:*", "*"))
+    let_in = world.ann
+    world.call("Encrypt", let_in, KeyId=key, Plaintext="x")
+    world.may(("Deny", "kms:*", "*"))
+    assert world.code("Encrypt", let_in, KeyId=key, Plaintext="x") == DENIED
+    world.may(("Allow", "kms:*", "*"))
+    world.kms.disable_access_key(world.access_key.access_key_id)
+    assert world.code("Encrypt", let_in, KeyId=key, Plaintext="x") == "Forbidden.AccessKey"
+
+
 def test_an_extension_is_no_way_round(world: World) -> None:
     key = world.kms.create_key().key_id
     world.may(("Allow", "kms:*", "*"), ("Deny", ["kms:Encrypt", "kms:Decrypt", "kms:CreateKeyVersion", "kms:UpdateRotationPolicy"], "*"))
