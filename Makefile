@@ -40,7 +40,8 @@ lint: dev
 	.venv/bin/mypy
 	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint ext  # it looks for pycodestyle on the path
 
-bench: dev
+bench:
+	@scripts/setup.sh bench
 	.venv/bin/python -m benchmarks
 
 clean:

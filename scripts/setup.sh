@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the checkout ready: system packages where it may install them, a virtual environment, the compiled core.
-# Usage: scripts/setup.sh run|dev. Does nothing when everything is there and unchanged. Needs no standard input.
+# Usage: scripts/setup.sh run|dev|bench. Does nothing when everything is there and unchanged. Needs no standard input.
 set -eu
 cd "$(dirname "$0")/.."
 want=${1:-run}
@@ -28,7 +28,7 @@ need libssl-dev header openssl/evp.h
 need python3-dev python_header
 [ -x $venv/bin/python ] || need python3-venv virtualenv
 [ "${KMS_PKCS11_MODULE:-}" ] || need softhsm2 softhsm
-if [ "$want" = dev ]; then
+if [ "$want" != run ]; then
     need strace command -v strace
     need nodejs command -v node # for the clients of the tests
     need npm command -v npm
@@ -65,6 +65,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
 
 extras=""
 [ "$want" = dev ] && extras="[dev]"
+[ "$want" = bench ] && extras="[dev,bench]"
 stamp=$venv/.kmscore-$want
 # Rebuilt whenever what is compiled, or what is installed, has changed.
 state=$(cat pyproject.toml setup.py ext/* | cksum)

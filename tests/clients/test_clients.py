@@ -6,6 +6,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import random
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -130,6 +131,30 @@ def test_eight_at_once(server: Server, name: str) -> None:
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(work, range(80)))
+
+
+ALPHABET = " +%&=~*'()!/\\\"?#@:;,$^|{}[]<>`.-_aZ09é中\u00a0\u2028\uff5e\U0001f600"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["python", "python-v1", "old-python", "node", "pop-core-post"])
+def test_two_thousand_genuine_requests_are_all_taken(server: Server, name: str) -> None:
+    """Of each client: texts that every client encodes in its own way, also as names of a flattened map."""
+    client = server.client(name)
+    key = Scenario(client, "SOFTWARE").key()
+    draw = random.Random(name)
+
+    def text() -> str:
+        return "".join(draw.choices(ALPHABET, k=draw.randint(1, 24)))
+
+    def work(params: dict[str, Any]) -> None:
+        blob = client.call("Encrypt", params)["CiphertextBlob"]
+        given = {name: value for name, value in params.items() if name == "EncryptionContext"}
+        assert client.call("Decrypt", {"CiphertextBlob": blob, **given})["Plaintext"] == params["Plaintext"]
+
+    contexts = [{text(): text() for _ in range(draw.randint(1, 4))} for _ in range(1000)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(work, [{"KeyId": key, "Plaintext": text(), "EncryptionContext": context} for context in contexts]))
 
 
 @pytest.mark.slow
