@@ -10,6 +10,7 @@ from kmscore.errors import KmsError, invalid, key_not_found
 
 ALIAS_PREFIX = "alias/"
 MAX_ALIAS_CHARS = 255
+MAX_REFERENCE_CHARS = 512  # the ARN of the longest alias has less
 MAX_DESCRIPTION_CHARS = 8192
 MAX_TAGS = 20
 MAX_TAG_CHARS = 128
@@ -42,6 +43,8 @@ class Place:
 
         Raises KmsError Forbidden.KeyNotFound for an ARN of somewhere else (DECISIONS 39).
         """
+        if len(reference) > MAX_REFERENCE_CHARS:  # no name is; policies compare it, and remember that they did
+            raise invalid("KeyId", f"It is at most {MAX_REFERENCE_CHARS} characters.")
         if not reference.startswith("acs:"):
             return reference
         match = _ARN.fullmatch(reference)

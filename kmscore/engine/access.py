@@ -99,17 +99,20 @@ class Access:
         now = int(wall_seconds())
         if now - self._told.get(access_key_id, 0) >= USE_SECONDS and access_key_id != self._root.access_key_id:
             self._told[access_key_id] = now
-            self._used[access_key_id] = now * 1_000_000
+            with self._lock:
+                self._used[access_key_id] = now * 1_000_000
 
     def flush_uses(self) -> None:
         """What cannot be written down now is, at the next flush."""
-        used, self._used = self._used, {}
-        if used:
-            try:
+        with self._lock:
+            used, self._used = self._used, {}
+        try:
+            if used:
                 self._uses.record(used)
-            except KmsError:
+        except KmsError:
+            with self._lock:
                 self._used = used | self._used
-                raise
+            raise
 
     def _forget(self, stream: str) -> None:
         with self._lock:
@@ -132,9 +135,10 @@ class Access:
             user = self._user(name)
             gone = tuple(user.access_keys)
             user.delete(by)
-            self._append(user, *(_without_secret(access_key_id) for access_key_id in gone))
+            self._append(user, *(row for access_key_id in gone for row in _without(access_key_id)))
 
         self._lifecycle.decide(attempt)
+        self._uses.forget()
 
     def set_user_policy(self, name: str, policy: str) -> None:
         def attempt(by: By) -> None:
@@ -186,9 +190,10 @@ class Access:
         def attempt(by: By) -> None:
             user = self._owner(access_key_id)
             user.delete_access_key(access_key_id, by)
-            self._append(user, _without_secret(access_key_id))
+            self._append(user, *_without(access_key_id))
 
         self._lifecycle.decide(attempt)
+        self._uses.forget()
 
     def access_keys(self, user_name: str | None = None) -> tuple[AccessKey, ...]:
         if user_name is not None:
@@ -229,8 +234,9 @@ def new_credentials() -> tuple[str, str]:
     return f"KMS{secrets.token_hex(10).upper()}", secrets.token_urlsafe(32)
 
 
-def _without_secret(access_key_id: str) -> tuple[str, tuple[object, ...]]:
-    return "DELETE FROM access_secrets WHERE access_key_id = ?", (access_key_id,)
+def _without(access_key_id: str) -> list[tuple[str, tuple[object, ...]]]:
+    """What no event tells of an access key goes with it."""
+    return [(f"DELETE FROM {table} WHERE access_key_id = ?", (access_key_id,)) for table in ("access_secrets", "access_uses")]
 
 
 @lru_cache(maxsize=1024)

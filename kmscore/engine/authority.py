@@ -47,8 +47,8 @@ class Authority:
         for blob in blobs:
             ids[self._ring.key_of_blob(blob)] = None
         for name in aliases:
-            self._judge(caller, action, self._place.alias_arn(name), None)
-            named = self._named_by(check_alias(name, create=False))
+            self._judge(caller, action, self._place.alias_arn(check_alias(name, create=False)), None)
+            named = self._named_by(name)
             if named is not None:
                 ids[named] = None
         for key_id in ids:

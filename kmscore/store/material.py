@@ -73,10 +73,14 @@ class AccessUses:
         with self._datastore.writing() as cursor:
             for access_key_id, used_at in used.items():
                 cursor.execute(
-                    "INSERT INTO access_uses VALUES (?, ?)"
+                    "INSERT INTO access_uses SELECT ?, ? WHERE EXISTS (SELECT 1 FROM access_keys WHERE access_key_id = ?)"
                     " ON CONFLICT (access_key_id) DO UPDATE SET used_at = max(used_at, excluded.used_at)",
-                    (access_key_id, used_at),
+                    (access_key_id, used_at, access_key_id),
                 )
+
+    def forget(self) -> None:
+        """Empty the log of what was deleted before, unless somebody reads it just now; then the next checkpoint does."""
+        self._datastore.empty_log()
 
 
 class Uses:

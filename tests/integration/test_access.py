@@ -127,8 +127,11 @@ def test_secrets_are_sealed_and_go_with_their_access_key(world: World) -> None:
     world.kms = open_home(world.home)
     assert world.kms.credential(first_id).secret
     assert code(world.kms.credential, second_id) == "InvalidParameter"
+    sealed = [row[1] for row in rows()]
+    world.kms.note_use(first_id)
     world.kms.delete_user("ann")
     assert rows() == []
+    assert not any(secret in everywhere() for secret in sealed)
     assert code(world.kms.credential, first_id) == "InvalidAccessKeyId.NotFound"
 
 
@@ -247,6 +250,7 @@ def test_a_key_is_judged_however_it_is_named(world: World) -> None:
     damaged = blobs[other][:-4] + "AAAA"
     assert world.code("Decrypt", CiphertextBlob=damaged) == DENIED  # before anything is opened
     assert world.code("Decrypt", CiphertextBlob="AAAA") == "InvalidParameter"
+    assert world.code("Encrypt", KeyId="k" * 100_000, Plaintext="x") == "InvalidParameter"
     assert world.code("ListKeys") == world.code("CreateKey") == world.code("DescribeRegions") == DENIED
 
 
