@@ -66,12 +66,15 @@ cdef extern from *:
 percent_tables()
 
 
-def encode(str text not None):
-    """All but the unreserved characters as %XX of their UTF-8, in upper case. Raises UnicodeEncodeError for a lone surrogate."""
+def encode(text):
+    """All but the unreserved characters as %XX of their UTF-8, in upper case. Raises UnicodeEncodeError for a lone surrogate.
+
+    Takes subclasses of str as well: members of our enumerations are.
+    """
     cdef Py_ssize_t size
     cdef const char *source = PyUnicode_AsUTF8AndSize(text, &size)
     cdef Py_ssize_t needed = percent_encoded_size(<const unsigned char *>source, size)
-    if needed == size:
+    if needed == size and type(text) is str:
         return text
     cdef bytes made = PyBytes_FromStringAndSize(NULL, needed)
     percent_encode(<const unsigned char *>source, size, PyBytes_AS_STRING(made))

@@ -12,6 +12,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 KMS = [sys.executable, "-m", "kmscore.cli"]
 
@@ -62,3 +64,8 @@ class Command:
         temporary.write_text(instant.isoformat())
         temporary.rename(path)
         self.settings["KMS_CLOCK_FILE"] = str(path)
+
+
+def slow(*values: Any) -> Any:
+    """Parameters of a case that make test-full runs: each call of a command takes a third of a second."""
+    return pytest.param(*values, marks=pytest.mark.slow)

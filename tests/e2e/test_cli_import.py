@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
-from command import ROOT, Command
+from command import ROOT, Command, slow
 
 # Within one process both levels are tested in tests/integration; here level SOFTWARE waits for make test-full.
 LEVELS = (pytest.param("SOFTWARE", marks=pytest.mark.slow), "HSM")
@@ -46,7 +46,7 @@ def pems(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {"RSA_2048": rsa, "EC_P256": curve}
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", [slow("SOFTWARE"), "HSM"])
 def test_32_bytes_become_a_key_and_again_after_they_were_deleted(kms: Command, raw: Path, tmp_path: Path, level: str) -> None:
     key = external(kms, level)
     kms.json("CreateAlias", "--KeyId", key, "--AliasName", f"alias/{key}")
@@ -75,8 +75,9 @@ def test_what_the_token_can_unwrap_itself_does_not_pass_through_this_process(kms
     assert "wrapped with RSAES_OAEP_SHA_1\n" in lenient.text("import-key", key, "--file", raw)
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("spec", ["RSA_2048", "EC_P256"])
+@pytest.mark.parametrize(
+    ("level", "spec"), [slow("HSM", "RSA_2048"), ("HSM", "EC_P256"), ("SOFTWARE", "RSA_2048"), slow("SOFTWARE", "EC_P256")]
+)
 def test_a_private_key_becomes_a_key_with_its_public_half(kms: Command, pems: dict[str, Path], level: str, spec: str) -> None:
     key = external(kms, level, spec)
     first, *more = kms.text("import-key", key, "--file", pems[spec]).splitlines()
@@ -87,8 +88,17 @@ def test_a_private_key_becomes_a_key_with_its_public_half(kms: Command, pems: di
     assert pem.encode() == openssl("pkey", "-in", pems[spec], "-pubout")
 
 
-@pytest.mark.parametrize("level", LEVELS)
-@pytest.mark.parametrize("spec", ["Aliyun_AES_256", "RSA_2048", "EC_P256"])
+@pytest.mark.parametrize(
+    ("level", "spec"),
+    [
+        ("HSM", "Aliyun_AES_256"),
+        slow("HSM", "RSA_2048"),
+        slow("HSM", "EC_P256"),
+        slow("SOFTWARE", "Aliyun_AES_256"),
+        ("SOFTWARE", "RSA_2048"),
+        slow("SOFTWARE", "EC_P256"),
+    ],
+)
 def test_the_explained_commands_do_it_by_hand(kms: Command, raw: Path, pems: dict[str, Path], level: str, spec: str) -> None:
     key = external(kms, level, spec)
     file = pems.get(spec, raw)
@@ -106,7 +116,7 @@ def test_the_explained_commands_do_it_by_hand(kms: Command, raw: Path, pems: dic
     kms.text("import-key", key, "--file", file)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", [slow("SOFTWARE"), "HSM"])
 def test_material_expires_and_its_key_waits_for_it_again(fresh: Command, raw: Path, level: str) -> None:
     start = datetime(2030, 1, 1, tzinfo=UTC)
     fresh.set_clock(start)
@@ -130,7 +140,7 @@ def test_material_expires_and_its_key_waits_for_it_again(fresh: Command, raw: Pa
     assert fresh.json("Decrypt", "--CiphertextBlob", blob)["Plaintext"] == "x"
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", ["SOFTWARE", slow("HSM")])
 def test_the_next_material_becomes_primary_at_its_date(fresh: Command, raw: Path, tmp_path: Path, level: str) -> None:
     start = datetime(2030, 1, 1, tzinfo=UTC)
     fresh.set_clock(start)

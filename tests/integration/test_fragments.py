@@ -326,6 +326,7 @@ def _object(home: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_an_object_whose_writing_was_cut_short_is_not_acknowledged(tmp_path: Path) -> None:
     """SoftHSM answers from memory: without a look at the file, such a key works until the next start, and is lost then."""
     make = """

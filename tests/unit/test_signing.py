@@ -7,6 +7,7 @@ import hashlib
 import pytest
 
 from kmscore import signing
+from kmscore.domain.specs import KeyUsage, ProtectionLevel
 
 SECRET = "testsecret"
 ENCRYPT = {"EncryptionContext": '{"K1":"v 1*~","K2":"é"}', "KeyId": "alias/demo key", "Plaintext": "SGVsbG8+/w=="}
@@ -137,6 +138,14 @@ def test_acs4_a() -> None:
 )
 def test_percent(text: str, encoded: str) -> None:
     assert signing.percent(text) == encoded
+
+
+def test_an_enumeration_is_text_too() -> None:
+    assert signing.percent(KeyUsage.SIGN_VERIFY) == "SIGN%2FVERIFY"
+    assert type(signing.percent(ProtectionLevel.HSM)) is str
+    for wrong in (b"HSM", None, 1):
+        with pytest.raises(TypeError):
+            signing.percent(wrong)  # type: ignore[arg-type]
 
 
 def test_a_lone_surrogate_has_no_canonical_form() -> None:
