@@ -13,7 +13,8 @@ cdef extern from *:
     static void percent_tables(void)
     {
         for (int c = 0; c < 256; c++) {
-            percent_value[c] = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10 : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
+            percent_value[c] = c >= '0' && c <= '9' ? c - '0' : c >= 'A' && c <= 'F' ? c - 'A' + 10
+                : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
             percent_unreserved[c] = (c >= '0' && c <= '9') || (c >= 'A' && c <= 'Z') || (c >= 'a' && c <= 'z') || c == '-' || c == '.'
                 || c == '_' || c == '~';
         }
@@ -82,7 +83,10 @@ def encode(text):
 
 
 def decode(bytes text not None):
-    """With %XX and + decoded, as UTF-8. Raises ValueError for a % without two hexadecimal digits, UnicodeDecodeError for what is not UTF-8."""
+    """With %XX and + decoded, as UTF-8.
+
+    Raises ValueError for a % without two hexadecimal digits, UnicodeDecodeError for what is not UTF-8.
+    """
     cdef Py_ssize_t size = PyBytes_GET_SIZE(text)
     cdef const char *source = PyBytes_AS_STRING(text)
     if memchr(source, c'%', size) == NULL and memchr(source, c'+', size) == NULL:
