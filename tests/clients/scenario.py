@@ -50,6 +50,9 @@ class Scenario:
         assert metadata["ProtectionLevel"] == self.level
         return str(metadata["KeyId"])
 
+    def tags(self, key: str) -> dict[str, str]:
+        return {item["TagKey"]: item["TagValue"] for item in self("ListResourceTags", KeyId=key)["Tags"]["Tag"]}
+
     def version(self, key: str) -> str:
         return str(self("ListKeyVersions", KeyId=key)["KeyVersions"]["KeyVersion"][0]["KeyVersionId"])
 
@@ -77,7 +80,8 @@ def lifecycle(do: Scenario) -> None:
 
 
 def names_and_tags(do: Scenario) -> None:
-    key = do.key(Tags=json.dumps([{"TagKey": "team", "TagValue": "a"}])) if not _old_node(do) else do.key()
+    at_birth = {} if _old_node(do) else {"team": "a & é"}
+    key = do.key(**({"Tags": _tags(at_birth)} if at_birth else {}))
     alias = f"alias/{os.urandom(8).hex()}"
     do("CreateAlias", KeyId=key, AliasName=alias)
     assert do("DescribeKey", KeyId=alias)["KeyMetadata"]["KeyId"] == key
@@ -87,19 +91,49 @@ def names_and_tags(do: Scenario) -> None:
     assert do("ListAliases", PageSize=100)["TotalCount"] >= 1
     do("DeleteAlias", AliasName=alias)
     assert do.code("DescribeKey", KeyId=alias) == "Forbidden.AliasNotFound"
-    do("TagResource", KeyId=key, Tags=json.dumps([{"TagKey": "env", "TagValue": "prod"}]))
-    tags = {item["TagKey"] for item in do("ListResourceTags", KeyId=key)["Tags"]["Tag"]}
-    assert "env" in tags
+    do("TagResource", KeyId=key, Tags=_tags({"env": "prod +%"}))
+    assert do.tags(key) == at_birth | {"env": "prod +%"}
     do("UntagResource", KeyId=key, TagKeys='["env"]')
+    assert do.tags(key) == at_birth
     if do.has("TagResources"):
         common = {"ResourceType": "key", "RegionId": "cn-local"} if not _no_region(do) else {"ResourceType": "key"}
         do("TagResources", ResourceId=[key, other], Tag=[{"Key": "a", "Value": "1"}, {"Key": "b", "Value": "2"}], **common)
         rows = do("ListTagResources", ResourceId=[key, other], Tag=[{"Key": "a", "Value": "1"}], **common)
         assert len({row["ResourceId"] for row in rows["TagResources"]["TagResource"]}) == 2
+        assert do.tags(other) == {"a": "1", "b": "2"}
         do("UntagResources", ResourceId=[key, other], TagKey=["a", "b"], **common)
-    page = do("ListKeys", PageNumber=1, PageSize=1)
-    assert (len(page["Keys"]["Key"]), page["PageSize"]) == (1, 1)
-    assert page["TotalCount"] >= 2
+        assert (do.tags(key), do.tags(other)) == (at_birth, {})
+        tag_pages(do, common)
+
+
+def tag_pages(do: Scenario, common: dict[str, str]) -> None:
+    """11 keys with 20 tags each are two pages."""
+    keys = [do.key() for _ in range(11)]
+    do("TagResources", ResourceId=keys, Tag=[{"Key": f"k{number}", "Value": "v"} for number in range(20)], **common)
+    first = do("ListTagResources", ResourceId=keys, **common)
+    rest = do("ListTagResources", ResourceId=keys, NextToken=first["NextToken"], **common)
+    assert not rest.get("NextToken")
+    pages = [[(row["ResourceId"], row["TagKey"]) for row in page["TagResources"]["TagResource"]] for page in (first, rest)]
+    assert [len(page) for page in pages] == [200, 20]
+    assert set(pages[0] + pages[1]) == {(key, f"k{number}") for key in keys for number in range(20)}
+
+
+def pages(do: Scenario) -> None:
+    key = do.key()
+    names = {f"alias/{os.urandom(8).hex()}" for _ in range(5)}
+    for name in names:
+        do("CreateAlias", KeyId=key, AliasName=name)
+    seen = [do("ListAliasesByKeyId", KeyId=key, PageNumber=number, PageSize=2) for number in (1, 2, 3, 4)]
+    assert [len(page["Aliases"]["Alias"]) for page in seen] == [2, 2, 1, 0]
+    assert {(page["PageNumber"], page["PageSize"], page["TotalCount"]) for page in seen} == {(number, 2, 5) for number in (1, 2, 3, 4)}
+    assert {item["AliasName"] for page in seen for item in page["Aliases"]["Alias"]} == names
+    total = do("ListKeys", PageSize=1)["TotalCount"]
+    found = [
+        item["KeyId"] for number in range(-(-total // 100)) for item in do("ListKeys", PageNumber=number + 1, PageSize=100)["Keys"]["Key"]
+    ]
+    assert (len(found), len(set(found))) == (total, total)
+    assert key in found
+    assert do.code("ListKeys", PageSize=101) == "InvalidParameter"
 
 
 def symmetric(do: Scenario) -> None:
@@ -195,7 +229,11 @@ def service(do: Scenario) -> None:
         assert do("GetDefaultKmsInstance")["DefaultKmsInstanceId"].endswith("-software")
 
 
-PARTS: tuple[Callable[[Scenario], None], ...] = (lifecycle, names_and_tags, symmetric, asymmetric, imported, service)
+PARTS: tuple[Callable[[Scenario], None], ...] = (lifecycle, names_and_tags, pages, symmetric, asymmetric, imported, service)
+
+
+def _tags(tags: Mapping[str, str]) -> str:
+    return json.dumps([{"TagKey": key, "TagValue": value} for key, value in tags.items()])
 
 
 def _old_node(do: Scenario) -> bool:

@@ -34,6 +34,7 @@ const clients = {
     const method = kms[lower(action)];
     return KMS[`${action}Request`] ? method.call(kms, model(`${action}Request`, params)) : method.call(kms);
   },
+  offers: () => ({ actions: Object.getOwnPropertyNames(KMS.default.prototype).map((name) => name.charAt(0).toUpperCase() + name.slice(1)) }),
   get: (action, params) => core.request(action, params, { method: 'GET' }),
   post: (action, params) => core.request(action, params, { method: 'POST' }),
 };
@@ -46,7 +47,7 @@ readline.createInterface({ input: process.stdin }).on('line', (line) => {
     .then(() => clients[client](action, params))
     .then(
       (answer) => ({ id, answer: plain(answer) }),
-      (error) => ({ id, error: { code: error.code || '', message: error.message } }),
+      (error) => ({ id, error: { code: error.code || '', message: error.message, status: (error.data || {}).HttpStatus } }),
     )
     .then((said) => console.log(JSON.stringify(said)));
 });
