@@ -13,6 +13,7 @@ const kms = new KMS.default(config);
 const core = new Core({ endpoint: `http://${host}`, apiVersion: '2016-01-20', accessKeyId, accessKeySecret });
 
 const lower = (name) => name.charAt(0).toLowerCase() + name.slice(1);
+const upper = (name) => name.charAt(0).toUpperCase() + name.slice(1);
 
 // {KeyId: …} -> {keyId: …}, by the names that the model itself gives.
 function model(name, params) {
@@ -34,7 +35,7 @@ const clients = {
     const method = kms[lower(action)];
     return KMS[`${action}Request`] ? method.call(kms, model(`${action}Request`, params)) : method.call(kms);
   },
-  offers: () => ({ actions: Object.getOwnPropertyNames(KMS.default.prototype).map((name) => name.charAt(0).toUpperCase() + name.slice(1)) }),
+  offers: () => ({ actions: Object.getOwnPropertyNames(KMS.default.prototype).map(upper) }),
   get: (action, params) => core.request(action, params, { method: 'GET' }),
   post: (action, params) => core.request(action, params, { method: 'POST' }),
 };
