@@ -91,6 +91,13 @@ def parse_endpoint(text: str) -> Endpoint:
     return Endpoint(scheme, match[2].strip("[]").lower(), int(match[3] or _PORTS[scheme]))
 
 
+_WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
+
+
+def _is_plain(error: OSError) -> bool:
+    return isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
+
+
 class Client:
     """Calls the operations of a service. Holds no connection, so threads may share it; proxies are not heeded, redirects not followed."""
 
@@ -157,12 +164,10 @@ class Client:
             try:
                 connection.connect()
             except ssl.SSLCertVerificationError as error:
-                raise SetupError(
-                    f"the certificate of {self.endpoint} is not to be trusted: {error.verify_message}; "
-                    "a CA file (--ca-file, KMS_CA_FILE or ca_file of a profile) names another authority"
-                ) from None
+                raise SetupError(self._untrusted(error)) from None
             except OSError as error:
-                raise KmsError("ServiceUnavailableTemporary", f"cannot reach {self.endpoint}: {_reason(error)}") from None
+                plain = "; it does not speak TLS: use http://, or start it with kms serve --tls" * _is_plain(error)
+                raise KmsError("ServiceUnavailableTemporary", f"cannot reach {self.endpoint}: {_reason(error)}{plain}") from None
             try:
                 connection.request("POST", "/", body, headers)
                 answer = connection.getresponse()
@@ -170,13 +175,22 @@ class Client:
                 if len(data) <= MAX_ANSWER_BYTES and answer.length:
                     raise http.client.IncompleteRead(data, answer.length)
             except (OSError, http.client.HTTPException) as error:
+                tls = " (does it speak TLS? then use https://)" * (self._tls is None and isinstance(error, ConnectionError))
                 raise KmsError(
                     "ServiceUnavailableTemporary",
-                    f"{self.endpoint} gave no answer: {_reason(error)}; the call may have been carried out, or not",
+                    f"{self.endpoint} gave no answer: {_reason(error)}; the call may have been carried out, or not{tls}",
                 ) from None
             return answer.status, answer.getheader("content-type", ""), data
         finally:
             connection.close()
+
+    def _untrusted(self, error: ssl.SSLCertVerificationError) -> str:
+        if error.verify_code in _WRONG_NAME:
+            return f"the certificate of {self.endpoint} is for another name: use a name that it bears, or a certificate for this one"
+        return (
+            f"the certificate of {self.endpoint} is not to be trusted: {error.verify_message}; give the certificate of its authority by "
+            "--ca-file, KMS_CA_FILE or ca_file of a profile (kms serve --tls has it in $KMS_HOME/tls/ca.pem)"
+        )
 
     def _connection(self) -> http.client.HTTPConnection:
         place = self.endpoint

@@ -152,12 +152,14 @@ class ClientSettings:
     ca_file: str = ""
     access_key_id: str = ""
     access_key_secret: str = field(default="", repr=False)
+    names_home: bool = False
 
 
 def client_settings(environ: Mapping[str, str] | None = None) -> ClientSettings:
     env = os.environ if environ is None else environ
     names = ("endpoint", "profile", "ca_file", "access_key_id", "access_key_secret")
-    return ClientSettings(_profiles_file(env), **{name: env.get(f"KMS_{name.upper()}", "") for name in names})
+    said = {name: env.get(f"KMS_{name.upper()}", "") for name in names}
+    return ClientSettings(_profiles_file(env), **said, names_home=bool(env.get("KMS_HOME")))
 
 
 def _profiles_file(env: Mapping[str, str]) -> Path:

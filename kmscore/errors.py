@@ -34,7 +34,10 @@ CODES: dict[str, Code] = {
     "Forbidden.Opened": Code(400, "OpenKmsService: the service is always open"),
     "Forbidden.ResourceNotFound": Code(404, "there is no policy of that name"),
     "IncompleteSignature": Code(400, "the request is not signed, half signed, or signed in two ways"),
-    "InternalFailure": Code(500, "a fault of the service; the RequestId is in its log"),
+    "InternalFailure": Code(
+        500,
+        "a fault of the service, whose log has the RequestId; on the command line also: a home, setting or connection is not as it must be",
+    ),
     "InvalidAccessKeyId.NotFound": Code(404, "there is no such access key"),
     "InvalidApi.NotFound": Code(404, "the API has no such operation"),
     "InvalidImportToken": Code(400, "the import token is not genuine, belongs to another key, or has failed eight times"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import resource
 import shutil
@@ -53,6 +54,7 @@ def run_workers(settings: Settings, listener: socket.socket) -> None:
     metrics.mkdir(mode=0o700)
     os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
     config = _config(settings, "kmscore.api.server:worker", factory=True, workers=settings.workers, lifespan="on")
+    logging.getLogger("uvicorn.error").setLevel(logging.INFO)  # of this process: it tells of workers that end and are replaced
     Multiprocess(config, sockets=[listener]).run()
 
 

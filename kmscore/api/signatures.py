@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 
 from kmscore import signing
@@ -68,7 +68,11 @@ def check_time(stamp: str, now: float | None = None) -> None:
     except ValueError:
         raise KmsError("InvalidTimeStamp.Format", "The time stamp is not of the form YYYY-MM-DDThh:mm:ssZ.") from None
     if abs(at - now) > WINDOW_SECONDS or at < now - time.clock_gettime(time.CLOCK_BOOTTIME):
-        raise KmsError("InvalidTimeStamp.Expired", "The time stamp is more than 15 minutes off, or from before a restart.")
+        clock = datetime.fromtimestamp(int(now), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        raise KmsError(
+            "InvalidTimeStamp.Expired",
+            f"The time stamp {stamp} is more than 15 minutes from the service's clock, {clock}, or from before its machine was started.",
+        )
 
 
 # --- RPC V1 ------------------------------------------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from datetime import datetime
+from difflib import get_close_matches
 from pathlib import Path
 
 import click
 
 from kmscore.cli.engine import open_engine, print_json, takes_home
+from kmscore.domain.policy import glob
 from kmscore.errors import SetupError
+from kmscore.operations import OPERATIONS
 from kmscore.operations.render import date
 
 STANDARD = "-"
@@ -20,7 +24,7 @@ def user() -> None:
     """Users of the service: each has one policy, and at most two access keys."""
 
 
-@user.command("create")
+@user.command("create", short_help="Make a user.")
 @click.argument("name")
 @click.option("--policy", metavar="FILE", help="What the user may do, as JSON; - for standard input. Without it: nothing.")
 @takes_home
@@ -29,6 +33,7 @@ def create_user(name: str, policy: str | None) -> None:
     text = "" if policy is None else _text(policy)
     with open_engine() as kms:
         kms.create_user(name, policy=text)
+    _warn(text)
     click.echo(f"made user {name}; an access key comes from: kms access-key create {name}")
 
 
@@ -50,7 +55,7 @@ def show_user(name: str) -> None:
         click.echo(kms.get_user_policy(name))
 
 
-@user.command("set-policy")
+@user.command("set-policy", short_help="Say what a user may do.")
 @click.argument("name")
 @click.argument("file")
 @takes_home
@@ -59,6 +64,7 @@ def set_user_policy(name: str, file: str) -> None:
     text = _text(file)
     with open_engine() as kms:
         kms.set_user_policy(name, policy=text)
+    _warn(text)
 
 
 @user.command("delete")
@@ -75,7 +81,7 @@ def access_key() -> None:
     """Access keys: what users sign their requests with."""
 
 
-@access_key.command("create")
+@access_key.command("create", short_help="Make an access key; its secret is shown once.")
 @click.argument("user_name", metavar="USER")
 @takes_home
 def create_access_key(user_name: str) -> None:
@@ -85,7 +91,7 @@ def create_access_key(user_name: str) -> None:
     print_json({"AccessKeyId": made.access_key_id, "AccessKeySecret": made.access_key_secret, "UserName": made.user_name})
 
 
-@access_key.command("list")
+@access_key.command("list", short_help="Every access key, and when it was last used.")
 @click.argument("user_name", metavar="[USER]", required=False)
 @takes_home
 def list_access_keys(user_name: str | None) -> None:
@@ -96,7 +102,7 @@ def list_access_keys(user_name: str | None) -> None:
             click.echo(f"{item.access_key_id}  {item.user_name}  {item.status}  made {date(item.create_date)}  {used}")
 
 
-@access_key.command("disable")
+@access_key.command("disable", short_help="Refuse what an access key signs.")
 @click.argument("access_key_id", metavar="ID")
 @takes_home
 def disable_access_key(access_key_id: str) -> None:
@@ -136,12 +142,31 @@ def policy() -> None:
 @takes_home
 def simulate(action: str, key: str, user_name: str | None, file: str | None) -> None:
     """Who could do ACTION with KEY, and why."""
+    if action not in _ACTIONS:
+        raise click.UsageError(f"there is no action {action}{_near(action)}")
     text = None if file is None else _text(file)
     with open_engine() as kms:
         judged = kms.simulate_policy(key, action=action, policy=text, user_name=user_name)
     for item in judged:
         unable = "" if item.able else "; has no enabled access key"
         click.echo(f"{'allow' if item.allowed else 'deny ':<5}  {item.arn}  {item.why}{unable}")
+
+
+_ACTIONS = sorted({operation.action for operation in OPERATIONS.values()})
+
+
+def _warn(text: str) -> None:
+    """Of actions that no operation has: an Allow of one allows nothing, and, worse, a Deny forbids nothing."""
+    for number, statement in enumerate(json.loads(text)["Statement"] if text else (), 1):
+        actions = statement["Action"]
+        for action in [actions] if isinstance(actions, str) else actions:
+            if not any(glob(action.lower(), known.lower()) for known in _ACTIONS):
+                click.echo(f"warning: statement {number}: there is no action {action}{_near(action)}", err=True)
+
+
+def _near(action: str) -> str:
+    near = get_close_matches(action, _ACTIONS, 1)
+    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _text(file: str) -> str:

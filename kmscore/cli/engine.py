@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 import kmscore
-from kmscore.config import home_directory
+from kmscore.config import client_settings, home_directory
 
 if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
@@ -79,6 +79,16 @@ def chosen_home() -> str | None:
     return chosen("home")
 
 
+def _require_meant(home: Path) -> None:
+    """Raises UsageError where the environment names a service, and nothing names the home that would be made here."""
+    environment = client_settings()
+    if chosen("home") is None and not environment.names_home and (environment.endpoint or environment.profile) and not home.exists():
+        command = click.get_current_context().command_path
+        raise click.UsageError(
+            f"{command} works on a home, and KMS_ENDPOINT or KMS_PROFILE names a service: run it where the service runs, with --home DIR."
+        )
+
+
 def home_path() -> Path:
     return home_directory(chosen_home())
 
@@ -100,6 +110,7 @@ def open_engine(*, ticker: bool = False, **settings: Any) -> Iterator[Kms]:
     Without a ticker a command does what it was asked to do and nothing else.
     """
     home = home_path()
+    _require_meant(home)
     kmscore.protect_process()
     is_new = not home.exists()
     with kmscore.open_kms(home, ticker=ticker, **settings) as kms:

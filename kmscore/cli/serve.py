@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import logging
 import signal
 import socket
@@ -82,7 +83,7 @@ def _bind(address: str) -> socket.socket:
         return socket.create_server((host, int(port)), family=family, backlog=1024)
     except OSError as error:
         reason = str(error.strerror).partition(" (while")[0]  # create_server repeats the address
-        raise SetupError(f"cannot listen on {address}: {reason}") from None
+        raise SetupError(f"cannot listen on {address}: {reason}; --listen or KMS_LISTEN names another") from None
 
 
 def _announce(settings: Settings, listener: socket.socket, authority: Path | None) -> None:
@@ -100,3 +101,5 @@ def _announce(settings: Settings, listener: socket.socket, authority: Path | Non
         f"  {kms} ListKeys",
     ]
     click.echo("\n".join(lines))  # in one piece, and at once also into a pipe
+    if not settings.tls_certificate and not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        click.echo(f"warning: not encrypted on {host}: who is on the way reads plaintexts and data keys; use --tls or a proxy", err=True)

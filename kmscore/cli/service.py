@@ -102,11 +102,14 @@ def chosen_place() -> Place | None:
         "--ca-file": str(Path(ca_file).absolute()) if ca_file and not (profile and ca_file == profile.ca_file) else "",
     }
     shell = shell_command(*(word for option, value in options.items() if value for word in (option, value)))
-    access_key = _access_key(environment, profile)
+    access_key = _access_key(environment, profile, first=named is not None)
     return Place(endpoint, *access_key, profile.region if profile else "", str(Path(ca_file).expanduser()) if ca_file else "", shell)
 
 
-def _access_key(environment: ClientSettings, profile: Profile | None) -> tuple[str, str]:
+def _access_key(environment: ClientSettings, profile: Profile | None, *, first: bool) -> tuple[str, str]:
+    """`first`: the command line names the profile, whose access key then wins over the environment's."""
+    if first and profile is not None and profile.access_key_id:
+        return profile.access_key_id, profile.access_key_secret
     if bool(environment.access_key_id) != bool(environment.access_key_secret):
         raise SetupError("KMS_ACCESS_KEY_ID and KMS_ACCESS_KEY_SECRET go together; one of them is not set")
     for each in (environment, profile):

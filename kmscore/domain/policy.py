@@ -23,6 +23,7 @@ VERSION = "1"
 
 _SID = re.compile(r"[A-Za-z0-9_/+=.@ -]{0,128}", re.ASCII)
 _ACTION = re.compile(r"\*|kms:[A-Za-z*?]+", re.ASCII | re.IGNORECASE)
+_RESOURCE = re.compile(r"\*|acs:kms:[A-Za-z0-9*?-]+:[0-9*?]+:(key|alias|\*)(/.+)?")
 _PRINCIPAL = re.compile(r"acs:ram::([0-9]+):(root|\*|user/([A-Za-z0-9._*?-]{1,64}))", re.ASCII)
 
 
@@ -158,7 +159,10 @@ def _statements(text: str) -> Iterable[tuple[int, Mapping[str, Any]]]:
 
 def _identity(number: int, item: Mapping[str, Any]) -> Statement:
     _check_fields(number, item, {"Effect", "Action", "Resource"})
-    return Statement(number, _effect(number, item), _actions(number, item), _texts(number, item["Resource"], "Resource"))
+    resources = _texts(number, item["Resource"], "Resource")
+    if not all(_RESOURCE.fullmatch(resource) for resource in resources):
+        raise wrong(f"Statement {number}: a Resource is * or acs:kms:REGION:ACCOUNT:key/ID, :alias/NAME, :key or :alias, with wildcards.")
+    return Statement(number, _effect(number, item), _actions(number, item), resources)
 
 
 def _of_key(number: int, item: Mapping[str, Any], account_id: str) -> Statement:

@@ -11,7 +11,7 @@ from kmscore.clock import wall_seconds
 from kmscore.domain import access
 from kmscore.domain.access import USER_PREFIX, Caller, check_user_name
 from kmscore.domain.by import By
-from kmscore.domain.policy import IdentityPolicy, parse_identity_policy
+from kmscore.domain.policy import IdentityPolicy, Statement, Verdict, parse_identity_policy
 from kmscore.domain.user import User, no_access_key, no_user
 from kmscore.engine.effects import Effects
 from kmscore.engine.keyring import KeyRing
@@ -241,4 +241,8 @@ def _without(access_key_id: str) -> list[tuple[str, tuple[object, ...]]]:
 
 @lru_cache(maxsize=1024)
 def _policy(text: str) -> IdentityPolicy:
-    return parse_identity_policy(text) if text else IdentityPolicy()
+    """One that is not understood (any more) allows nothing, and denies it whatever a key's policy says."""
+    try:
+        return parse_identity_policy(text) if text else IdentityPolicy()
+    except KmsError:
+        return IdentityPolicy((Statement(0, Verdict.DENIED, ("*",), ("*",)),))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 from contextlib import closing
 from pathlib import Path
 
-from command import Command
+from command import KMS, ROOT, Command
 from test_serve import service
 from wire import Wire
 
@@ -58,3 +60,21 @@ def test_what_cannot_be(kms: Command, tmp_path: Path) -> None:
         'InvalidParameter: The specified parameter "Policy"'
     )
     assert kms.run("--endpoint", "http://127.0.0.1:1", "user", "list").returncode == 2
+
+
+def test_actions_that_are_none_are_told(kms: Command, tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text(json.dumps(ALLOWED).replace("kms:Encrypt", "kms:Encrpyt"))
+    done = kms.run("user", "create", "typo", "--policy", tmp_path / "policy.json")
+    assert done.returncode == 0
+    assert done.stderr == b"warning: statement 1: there is no action kms:Encrpyt; did you mean kms:Encrypt?\n"
+    done = kms.run("policy", "simulate", "--action", "kms:Encrpyt", "--key", "k")
+    assert (done.returncode, b"did you mean kms:Encrypt?" in done.stderr) == (2, True)
+
+
+def test_no_home_is_made_where_the_environment_names_a_service(tmp_path: Path) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "KMS_HOME"} | {"KMS_ENDPOINT": "http://127.0.0.1:1"}
+    program = [*KMS, "user", "create", "bob"]
+    done = subprocess.run(program, cwd=tmp_path, env={**environment, "PYTHONPATH": str(ROOT)}, capture_output=True, check=False)
+    assert done.returncode == 2
+    assert b"run it where the service runs, with --home DIR" in done.stderr
+    assert list(tmp_path.iterdir()) == []

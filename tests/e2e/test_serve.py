@@ -88,7 +88,10 @@ def test_credentials_that_are_given_are_not_made(fresh: Command) -> None:
 def test_an_address_that_is_taken_or_wrong(kms: Command) -> None:
     with service(kms) as (_, url):
         taken = url.removeprefix("http://")
-        assert kms.refused("serve", "--listen", taken) == f"InternalFailure: cannot listen on {taken}: Address already in use"
+        assert (
+            kms.refused("serve", "--listen", taken)
+            == f"InternalFailure: cannot listen on {taken}: Address already in use; --listen or KMS_LISTEN names another"
+        )
     for wrong in ("8480", "127.0.0.1", "127.0.0.1:x", "127.0.0.1:99999"):
         assert kms.refused("serve", "--listen", wrong) == f"InternalFailure: KMS_LISTEN must be HOST:PORT, not {wrong!r}"
 

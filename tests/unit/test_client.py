@@ -295,7 +295,7 @@ def test_a_call_without_an_answer_may_have_been_carried_out(sent: bytes | None, 
         thread.join()
     assert refused.code == "ServiceUnavailableTemporary"
     assert told in refused.message
-    assert refused.message.endswith("; the call may have been carried out, or not")
+    assert "; the call may have been carried out, or not" in refused.message
 
 
 def test_a_certificate_is_verified(tmp_path: Path) -> None:
@@ -309,7 +309,7 @@ def test_a_certificate_is_verified(tmp_path: Path) -> None:
             endpoint = f"https://{host}:{service.port}"
             assert Client(endpoint, ACCESS_KEY, SECRET, ca_file=str(authority)).call("ListKeys", {}) == {"RequestId": "1"}
             for ca_file in (None, str(other)):
-                with pytest.raises(SetupError, match=r"is not to be trusted: .*; a CA file"):
+                with pytest.raises(SetupError, match=r"is not to be trusted: .*; give the certificate of its authority by --ca-file"):
                     Client(endpoint, ACCESS_KEY, SECRET, ca_file=ca_file).call("ListKeys", {})
         assert len(service.seen) == 2
 

@@ -225,7 +225,8 @@ def test_the_command_line_wins_then_the_environment(
     place, _ = decided(*arguments.split())
     assert place is not None
     assert (place.endpoint, place.ca_file, place.shell) == (endpoint, ca_file, shell)
-    assert (place.access_key_id, place.access_key_secret) == ("of-environment", "secret")
+    whose = ("LTAIprod", "its secret") if "--profile prod" in arguments else ("of-environment", "secret")
+    assert (place.access_key_id, place.access_key_secret) == whose
 
 
 def test_whose_access_key_it_is(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -245,9 +246,15 @@ def test_whose_access_key_it_is(path: Path, tmp_path: Path, monkeypatch: pytest.
     assert "its secret" not in repr(prod)
     monkeypatch.setenv("KMS_ACCESS_KEY_ID", "of-environment")
     with pytest.raises(SetupError, match="KMS_ACCESS_KEY_ID and KMS_ACCESS_KEY_SECRET go together"):
-        decided("work", "--profile", "prod")
+        decided("work", "--profile", "bare")
     monkeypatch.setenv("KMS_ACCESS_KEY_SECRET", "secret")
-    assert decided("work", "--profile", "prod")[0] == replace(prod, access_key_id="of-environment", access_key_secret="secret")
+    found, _ = decided("work", "--profile", "bare")
+    assert found is not None and found.access_key_id == "of-environment"
+    # The key of a profile that the command line names is the one that was asked for; of one that the environment names it is not.
+    assert decided("work", "--profile", "prod")[0] == prod
+    monkeypatch.setenv("KMS_PROFILE", "prod")
+    found, _ = decided("work")
+    assert found is not None and found.access_key_id == "of-environment"
 
 
 def test_the_home_of_the_user_may_be_named_in_a_profile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

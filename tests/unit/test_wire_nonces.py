@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import uuid
+from enum import StrEnum
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,17 @@ def test_success() -> None:
         b"x-acs-request-id": b"r",
     }
     assert json.loads(body) == {"KeyId": "é\u2028", "RequestId": "r"}
+
+
+class Shade(StrEnum):
+    DARK = "dark"
+
+
+def test_an_answer_is_written_as_the_json_module_writes_it() -> None:
+    texts = ["", "QUJD" * 2000 + "=", *map(chr, range(0x180)), "a\u2028", "\U0001f511", 'a"', "\\", Shade.DARK]
+    for value in [*texts, None, True, 7, 0.5, [], ['"', {"a": "\n"}], {"a": {"b": None}}]:
+        answer = {"RequestId": "r", 'odd "name"\n': value}
+        assert answers.success(answer, "r")[2] == json.dumps(answer, ensure_ascii=False, separators=(",", ":")).encode()
 
 
 def test_failure() -> None:
