@@ -94,7 +94,7 @@ def parse_endpoint(text: str) -> Endpoint:
 _WRONG_NAME = (62, 64)  # X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH
 
 
-def _is_plain(error: OSError) -> bool:
+def _is_plain(error: Exception) -> bool:
     return isinstance(error, ssl.SSLError) and error.reason in ("WRONG_VERSION_NUMBER", "RECORD_LAYER_FAILURE")
 
 
@@ -165,7 +165,7 @@ class Client:
                 connection.connect()
             except ssl.SSLCertVerificationError as error:
                 raise SetupError(self._untrusted(error)) from None
-            except OSError as error:
+            except (OSError, UnicodeError) as error:  # the latter of a host that no name server can be asked for
                 plain = "; it does not speak TLS: use http://, or start it with kms serve --tls" * _is_plain(error)
                 raise KmsError("ServiceUnavailableTemporary", f"cannot reach {self.endpoint}: {_reason(error)}{plain}") from None
             try:

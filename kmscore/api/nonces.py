@@ -12,6 +12,7 @@ import mmap
 import os
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from kmscore.api._nonces import FULL, NEW, SEEN, holds, put_in
@@ -33,6 +34,8 @@ class Nonces:
             if old != self._directory:
                 shutil.rmtree(old, ignore_errors=True)
         self._directory.mkdir(mode=0o700, exist_ok=True)
+        # Fingerprints are keyed: who could choose where a nonce goes would fill every table with a few of them.
+        self._key = _shared_key(self._directory)
         self._sizes = tables
         self._clock = clock
         self._owners: dict[str, str] = {}
@@ -48,8 +51,8 @@ class Nonces:
         """
         owner = self._owners.get(access_key_id)
         if owner is None:
-            owner = self._owners[access_key_id] = hashlib.blake2b(access_key_id.encode(), digest_size=8).hexdigest()
-        value = int.from_bytes(hashlib.blake2b(f"{owner}{nonce}".encode(), digest_size=8).digest()) or 1
+            owner = self._owners[access_key_id] = hashlib.blake2b(access_key_id.encode(), key=self._key, digest_size=8).hexdigest()
+        value = int.from_bytes(hashlib.blake2b(f"{owner}{nonce}".encode(), key=self._key, digest_size=8).digest()) or 1
         mine: list[int] = []
         while (epoch := self._epoch()) not in mine:
             if epoch != self._swept:
@@ -123,3 +126,16 @@ class Nonces:
             if path.name.partition("-")[0].isdigit() and int(path.name.partition("-")[0]) < epoch - 1:
                 path.unlink(missing_ok=True)
         self._swept = epoch
+
+
+def _shared_key(directory: Path) -> bytes:
+    """32 bytes that all processes have, from whoever was first."""
+    path = directory / "key"
+    if not path.exists():
+        own = directory / f"key-{os.getpid()}-{os.urandom(4).hex()}"
+        with open(os.open(own, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "wb") as file:
+            file.write(os.urandom(32))
+        with suppress(FileExistsError):
+            os.link(own, path)
+        own.unlink()
+    return path.read_bytes()

@@ -9,6 +9,7 @@ import resource
 import shutil
 import signal
 import socket
+import time
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,19 +17,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import uvicorn
+import uvloop
+from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors.multiprocess import Process
 
 import kmscore
 from kmscore.config import Settings
+from kmscore.errors import SetupError
+from kmscore.process import start_time, this_process
 
 if TYPE_CHECKING:
     from kmscore.api.app import App
     from kmscore.engine.kms import Kms
 
+log = logging.getLogger("kmscore")
+
 DRAIN_SECONDS = 10  # how long requests in progress may take to end
 KEEP_ALIVE_SECONDS = 75  # an idle connection; clients and proxies let go earlier
 PARENT_POLL_SECONDS = 0.5
-OPEN_FILES = 4096  # of one process: its connections, and room for tables, databases and a token
+HANDSHAKE_SECONDS = 15.0  # of TLS
+HEALTH_SECONDS = 30  # a worker that does not answer for so long is replaced
+RESTART_SECONDS, MOST_RESTART_SECONDS = 0.5, 30.0  # before a worker that could not start is started again, and again
+OPEN_FILES = 16384  # of one process: connections, also half-made ones, a table for each access key, databases and a token
 # Tell a worker what to open, and who its parent is, which may be gone when it can ask; set by its parent only.
 WORKER_HOME = "KMS_WORKER_HOME"
 WORKER_PARENT = "KMS_WORKER_PARENT"
@@ -49,13 +60,68 @@ def run_workers(settings: Settings, listener: socket.socket) -> None:
     os.environ[WORKER_HOME] = str(settings.home)
     os.environ[WORKER_PARENT] = str(os.getpid())
     os.environ["KMS_WORKERS"] = str(settings.workers)
-    metrics = settings.home / "run" / "metrics"
-    shutil.rmtree(metrics, ignore_errors=True)
-    metrics.mkdir(mode=0o700)
-    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(_metrics_directory(settings.home / "run"))
     config = _config(settings, "kmscore.api.server:worker", factory=True, workers=settings.workers, lifespan="on")
-    logging.getLogger("uvicorn.error").setLevel(logging.INFO)  # of this process: it tells of workers that end and are replaced
-    Multiprocess(config, sockets=[listener]).run()
+    supervisor = Supervisor(config, sockets=[listener])
+    supervisor.run()
+    if supervisor.failed:
+        raise SetupError("no worker could be started; what each said stands above")
+
+
+def _metrics_directory(run: Path) -> Path:
+    """One of this service's own; those of services that are gone are removed."""
+    for old in run.glob("metrics-*"):
+        _, pid, started = old.name.split("-")
+        if start_time(int(pid)) != int(started):
+            shutil.rmtree(old, ignore_errors=True)
+    me = this_process()
+    directory = run / f"metrics-{me.pid}-{me.start_time}"
+    directory.mkdir(mode=0o700, exist_ok=True)
+    return directory
+
+
+class Supervisor(Multiprocess):
+    """Starts workers again when they end. uvicorn's own ends the whole service when one cannot be started; here that is so only before any
+    has served: later it may be the disk or the token that fails for a while, and the others go on."""
+
+    def __init__(self, config: uvicorn.Config, sockets: list[socket.socket]) -> None:
+        super().__init__(config, sockets)
+        self.failed = False
+        self._served = False
+        self._again: dict[int, tuple[float, float]] = {}  # worker -> (not before, how long after the next failure)
+
+    def keep_subprocess_alive(self) -> None:
+        for index, process in enumerate(self.processes):
+            if self.should_exit.is_set():
+                return
+            if process.is_alive(timeout=HEALTH_SECONDS):
+                if process.is_ready(timeout=HEALTH_SECONDS):
+                    self._served = True
+                    self._again.pop(index, None)
+                continue
+            now = time.monotonic()
+            not_before, wait = self._again.get(index, (0.0, RESTART_SECONDS))
+            if now < not_before:
+                continue
+            process.kill()
+            process.join()
+            if process.exitcode == STARTUP_FAILURE and not self._served:
+                self.failed = True
+                self.should_exit.set()
+                return
+            log.warning("worker %d ended (%s); another takes its place", process.pid, process.exitcode)
+            self._again[index] = (now + wait, min(2 * wait, MOST_RESTART_SECONDS))
+            self.processes[index] = Process(self.config, self.sockets)
+            self.processes[index].start()
+
+
+class Loop(uvloop.Loop):
+    """uvloop's, which gives up on a TLS client that says nothing; uvicorn does not ask it to."""
+
+    async def create_server(self, *arguments: Any, ssl: Any = None, **more: Any) -> Any:
+        if ssl is not None:
+            more.setdefault("ssl_handshake_timeout", HANDSHAKE_SECONDS)
+        return await super().create_server(*arguments, ssl=ssl, **more)
 
 
 def worker() -> App:
@@ -106,19 +172,21 @@ async def _end_with_parent(parent: int) -> None:
 def _config(settings: Settings, app: Any, **more: Any) -> uvicorn.Config:
     from kmscore.api.protocol import Protocol
 
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES if most == resource.RLIM_INFINITY else min(OPEN_FILES, most), most))
+    now, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = max(now, OPEN_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
     protocol: Any = partial(Protocol, header_seconds=settings.header_seconds)
     return uvicorn.Config(
         app,
         http=protocol,
         ws="none",
-        loop="uvloop",
+        loop="kmscore.api.server:Loop",
         log_level="warning",
         access_log=False,
         server_header=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_worker_healthcheck=HEALTH_SECONDS,
         ssl_certfile=settings.tls_certificate or None,
         ssl_keyfile=settings.tls_key or None,
         **more,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
 
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+_CONTROLS = re.compile(r"[\x7f-\x9f]")  # which JSON lets stand, and a terminal may obey
 
 _PLACE = {
     "home": ("DIR", "Where everything lives.  [default: $KMS_HOME, else ./var]"),
@@ -121,4 +124,5 @@ def open_engine(*, ticker: bool = False, **settings: Any) -> Iterator[Kms]:
 
 def print_json(answer: dict[str, Any]) -> None:
     """UTF-8, whatever the locale says."""
-    click.echo(json.dumps(answer, indent=2, ensure_ascii=False).encode(errors="backslashreplace"))
+    text = json.dumps(answer, indent=2, ensure_ascii=False)
+    click.echo(_CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text).encode(errors="backslashreplace"))

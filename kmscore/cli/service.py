@@ -13,6 +13,7 @@ import click
 import kmscore
 from kmscore.cli.engine import chosen, open_engine, own_command, shell_command
 from kmscore.config import CREDENTIALS, ClientSettings, Settings, client_settings, home_directory, read_credentials
+from kmscore.disk import require_private
 from kmscore.errors import SetupError
 from kmscore.operations import OPERATIONS, invoke
 
@@ -121,4 +122,5 @@ def _access_key(environment: ClientSettings, profile: Profile | None, *, first: 
             "no access key: set KMS_ACCESS_KEY_ID and KMS_ACCESS_KEY_SECRET, put one into a profile (kms profile set), "
             f"or name the home of the service; there is no {path}"
         )
+    require_private(path)
     return read_credentials(path)

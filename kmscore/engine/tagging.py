@@ -58,7 +58,8 @@ class Tagging:
     def list(self, resource_id: Sequence[str], tags: Mapping[str, str | None] | None, next_token: str, resource_type: str) -> TagPage:
         """Tags of these keys, or of all, that bear all of `tags` (None: any value); 200 rows a page."""
         _check_type(resource_type)
-        ids = strings(resource_id, "ResourceId", MAX_RESOURCES) if resource_id else ()
+        named = strings(resource_id, "ResourceId", MAX_RESOURCES) if resource_id else ()
+        ids = tuple(dict.fromkeys(key_id_only(each, self._place, "ResourceId") for each in named))
         if tags is not None and (not isinstance(tags, Mapping) or len(tags) > MAX_TAGS):
             raise invalid("Tag", f"It is a map of at most {MAX_TAGS} tags.")
         wanted = {check_tag_key(name): None if value is None else check_tag_value(value) for name, value in (tags or {}).items()}

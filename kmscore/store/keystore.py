@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator, Sequence
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from eventsourcing.persistence import (
     DatetimeAsISO,
@@ -31,6 +31,9 @@ def construct_mapper() -> Mapper[str]:
     return Mapper(transcoder)
 
 
+Loaded = TypeVar("Loaded", Key, Alias, User)
+
+
 class KeyStore:
     """Append-only streams of events, one for each key, alias name and user name."""
 
@@ -41,13 +44,13 @@ class KeyStore:
         self._owner = owner
 
     def key(self, key_id: str) -> Key | None:
-        return cast("Key | None", self._load(key_id))
+        return self._of(Key, key_id)
 
     def alias(self, name: str) -> Alias | None:
-        return cast("Alias | None", self._load(name))
+        return self._of(Alias, name)
 
     def user(self, stream: str) -> User | None:
-        return cast("User | None", self._load(stream))
+        return self._of(User, stream)
 
     def events(self, stream: str) -> Iterator[Event]:
         """Every event of a stream, oldest first."""
@@ -88,6 +91,11 @@ class KeyStore:
         with unavailable("say whether a commit happened"):
             stored = list(self._events.get(last.originator_id, gt=last.originator_version - 1, lte=last.originator_version))
         return bool(stored) and cast("Event", stored[0]).command_id == last.command_id
+
+    def _of(self, kind: type[Loaded], stream: str) -> Loaded | None:
+        """None also for a stream of another kind: callers choose what they ask for."""
+        found = self._load(stream)
+        return found if isinstance(found, kind) else None
 
     def _load(self, stream: str) -> Any:
         # Our own loop: the library's asks a runtime-checkable Protocol about every event, most of the cost (STYLE part A, 2).

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import ssl
 import threading
 import time
@@ -17,6 +18,9 @@ import pytest
 from command import Command
 from test_serve import service
 from wire import Wire
+
+from kmscore.api.server import HANDSHAKE_SECONDS, _metrics_directory
+from kmscore.process import start_time
 
 
 def children(pid: int) -> set[int]:
@@ -77,6 +81,47 @@ def test_workers_share_a_port_and_one_that_dies_is_replaced(fresh: Command) -> N
         _, err = parent.communicate(timeout=30)
         assert parent.returncode == 0
         assert b"Traceback" not in err
+
+
+def test_a_worker_that_cannot_start_again_leaves_the_others_at_work(fresh: Command) -> None:
+    with service(fresh, "--workers", "2") as (parent, url):
+        until(lambda: len(children(parent.pid)) == 2)
+        asked(url, fresh.home, 10)
+        time.sleep(1.5)  # the supervisor has seen that they serve
+        (fresh.home / "kms.toml").write_text("nonsense = 1\n")
+        victim = min(children(parent.pid))
+        (other,) = children(parent.pid) - {victim}
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: victim not in children(parent.pid))
+        for _ in range(3):
+            asked(url, fresh.home, 3)
+            time.sleep(0.5)
+        assert parent.poll() is None
+        assert other in children(parent.pid)
+        (fresh.home / "kms.toml").unlink()
+        until(lambda: len(children(parent.pid)) == 2)
+        asked(url, fresh.home, 10)
+        parent.send_signal(signal.SIGTERM)
+        _, err = parent.communicate(timeout=60)
+        assert parent.returncode == 0
+        assert f"worker {victim} ended (-9); another takes its place".encode() in err
+
+
+def test_metrics_of_another_service_on_the_home_are_left_alone(tmp_path: Path) -> None:
+    other = os.getppid()
+    alive, dead = tmp_path / f"metrics-{other}-{start_time(other)}", tmp_path / f"metrics-{other}-1"
+    for directory in (alive, dead):
+        directory.mkdir()
+    mine = _metrics_directory(tmp_path)
+    assert set(tmp_path.iterdir()) == {alive, mine}
+
+
+@pytest.mark.slow
+def test_a_tls_client_that_says_nothing_is_let_go(fresh: Command) -> None:
+    with service(fresh, "--tls") as (_, url):
+        host, _, port = url.removeprefix("https://").partition(":")
+        with socket.create_connection((host, int(port)), timeout=HANDSHAKE_SECONDS + 15) as silent:
+            assert silent.recv(1) == b""
 
 
 def test_workers_end_with_a_parent_that_was_killed(fresh: Command) -> None:

@@ -254,6 +254,28 @@ def test_a_key_is_judged_however_it_is_named(world: World) -> None:
     assert world.code("ListKeys") == world.code("CreateKey") == world.code("DescribeRegions") == DENIED
 
 
+def test_streams_that_are_no_keys_are_not_found(world: World) -> None:
+    """Users and aliases lie in the same store as keys; nobody learns by a KeyId which there are."""
+    world.kms.create_alias(world.kms.create_key().key_id, alias_name="alias/a")
+    world.may(("Allow", "kms:*", "*"))
+    for name in ("user/ann", "user/none", "system/root", "import/x/y"):
+        for reference in (name, arn(f"key/{name}")):
+            calls: list[tuple[str, dict[str, str]]] = [
+                ("DescribeKey", {}),
+                ("Encrypt", {"Plaintext": "x"}),
+                ("DisableKey", {}),
+                ("RotateKey", {}),
+                ("ScheduleKeyDeletion", {"PendingWindowInDays": "7"}),
+                ("GetKeyPolicy", {}),
+                ("ListAliasesByKeyId", {}),
+                ("CreateAlias", {"AliasName": "alias/b"}),
+                ("DeleteKeyMaterial", {}),
+            ]
+            for action, more in calls:
+                assert world.code(action, KeyId=reference, **more) == "Forbidden.KeyNotFound", (action, reference)
+    assert code(world.kms.history, "user/ann") == "Forbidden.KeyNotFound"
+
+
 def test_aliases_are_judged_with_the_keys_they_name(world: World) -> None:
     mine, other = world.kms.create_key().key_id, world.kms.create_key().key_id
     world.kms.create_alias(other, alias_name="alias/other")

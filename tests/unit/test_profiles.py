@@ -235,6 +235,7 @@ def test_whose_access_key_it_is(path: Path, tmp_path: Path, monkeypatch: pytest.
         decided("work", "--profile", "bare")
     for home in ("home", "other"):
         (tmp_path / home).mkdir()
+        (tmp_path / home / "credentials").touch(mode=0o600)
         (tmp_path / home / "credentials").write_text(f"access_key_id=of-{home}\naccess_key_secret=s\n")
     bare, _ = decided("work", "--profile", "bare")
     other, _ = decided("--home", str(tmp_path / "other"), "work", "--profile", "bare")

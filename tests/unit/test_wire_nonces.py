@@ -125,6 +125,20 @@ def test_processes_that_see_an_epoch_end_differently(tmp_path: Path) -> None:
     assert code(Nonces(tmp_path, clock=Clock(T - 0.001)).take, "k", "b") == "SignatureNonceUsed"
 
 
+def test_nobody_can_choose_where_a_nonce_goes(tmp_path: Path) -> None:
+    """Two homes have two keys; all processes of one have the same."""
+    places = []
+    for home in ("a", "b"):
+        (tmp_path / home).mkdir()
+        Nonces(tmp_path / home)
+        Nonces(tmp_path / home)
+        (key,) = (tmp_path / home).glob("nonces-*/key*")
+        assert key.stat().st_mode & 0o777 == 0o600
+        places.append(key.read_bytes())
+    assert len(set(places)) == 2
+    assert {len(place) for place in places} == {32}
+
+
 def test_an_epoch_that_ends_while_a_nonce_is_taken(tmp_path: Path) -> None:
     """It is then in both, so that the next epoch's neighbours find it."""
     ticks = [T - 1, T, T]
@@ -140,7 +154,7 @@ def test_old_epochs_and_other_boots_leave_no_files(tmp_path: Path, monkeypatch: 
         clock.now = T + epoch * EPOCH_SECONDS
         seen.take("k", "a" * epoch)
     (directory,) = tmp_path.iterdir()
-    assert len(list(directory.iterdir())) == 2
+    assert len([path for path in directory.iterdir() if path.name != "key"]) == 2
     assert directory.stat().st_mode & 0o777 == 0o700
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in directory.iterdir())
     monkeypatch.setattr(nonces, "boot_id", lambda: "another")
