@@ -17,6 +17,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from kmscore.clock import wall_seconds
 from kmscore.disk import make_directory, write_file
+from kmscore.errors import SetupError
 
 LIFETIME = timedelta(days=3650)
 
@@ -38,7 +39,19 @@ def local_certificate(directory: Path, host: str) -> tuple[Path, Path, Path]:
         write_file(paths[2], key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()))
         write_file(paths[1], certificate.public_bytes(serialization.Encoding.PEM))
         write_file(paths[0], authority.public_bytes(serialization.Encoding.PEM))
+    _require_name(paths[1], host)
     return paths
+
+
+def _require_name(path: Path, host: str) -> None:
+    """Raises SetupError when the certificate is not for `host`, which may be any address of this machine (0.0.0.0, ::)."""
+    names = x509.load_pem_x509_certificate(path.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    borne = {str(name.value) for name in names}
+    if host not in borne and host not in ("0.0.0.0", "::"):
+        raise SetupError(
+            f"{path} is not for {host}, but for {', '.join(sorted(borne))}: remove {path.parent} to have it made anew; "
+            "clients then need the new ca.pem"
+        )
 
 
 Extensions = list[tuple[x509.ExtensionType, bool]]

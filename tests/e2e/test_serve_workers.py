@@ -19,6 +19,7 @@ from command import Command
 from test_serve import service
 from wire import Wire
 
+from kmscore.api.localca import local_certificate
 from kmscore.api.server import HANDSHAKE_SECONDS, _metrics_directory
 from kmscore.process import start_time
 
@@ -175,6 +176,14 @@ def test_tls_by_an_authority_of_the_homes_own(fresh: Command) -> None:
     finally:
         child.kill()
         child.communicate()
+
+
+def test_a_certificate_of_the_home_must_be_for_the_address(fresh: Command) -> None:
+    fresh.home.mkdir()
+    local_certificate(fresh.home / "tls", "127.0.0.1")
+    told = fresh.refused("serve", "--tls", "--listen", "127.0.0.2:0")
+    assert "is not for 127.0.0.2, but for 127.0.0.1, " in told
+    assert "remove" in told
 
 
 def test_certificates_that_are_set_must_be_there(fresh: Command) -> None:
