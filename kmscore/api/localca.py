@@ -44,14 +44,21 @@ def local_certificate(directory: Path, host: str) -> tuple[Path, Path, Path]:
 
 
 def _require_name(path: Path, host: str) -> None:
-    """Raises SetupError when the certificate is not for `host`, which may be any address of this machine (0.0.0.0, ::)."""
+    """Raises SetupError when the certificate is not for `host`, unless that is every address of this machine."""
     names = x509.load_pem_x509_certificate(path.read_bytes()).extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     borne = {str(name.value) for name in names}
-    if host not in borne and host not in ("0.0.0.0", "::"):
+    if host not in borne and not _is_any(host):
         raise SetupError(
             f"{path} is not for {host}, but for {', '.join(sorted(borne))}: remove {path.parent} to have it made anew; "
             "clients then need the new ca.pem"
         )
+
+
+def _is_any(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_unspecified
+    except ValueError:
+        return False
 
 
 Extensions = list[tuple[x509.ExtensionType, bool]]
