@@ -150,8 +150,8 @@ int main(int count, char **arguments)
     while (answered < sent || requests != end) {
         struct epoll_event events[64];
         int n = epoll_wait(poller, events, 64, 30000);
-        if (n <= 0 && errno != EINTR)
-            die("nothing came for 30 seconds");
+        if (n == 0 || (n < 0 && errno != EINTR))
+            die(n == 0 ? "nothing came for 30 seconds" : "epoll_wait");
         for (int i = 0; i < n; i++)
             readable(events[i].data.ptr);
     }
