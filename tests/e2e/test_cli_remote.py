@@ -119,6 +119,7 @@ def test_the_home_lends_its_credentials_and_a_wrong_secret_is_told(kms: Command,
     refused = lent.run("tick", "--endpoint", url)
     assert (refused.returncode, b"kms tick works on a home, not through a service: leave out --endpoint." in refused.stderr) == (2, True)
 
+    (tmp_path / "credentials").touch(mode=0o600)
     (tmp_path / "credentials").write_text(f"access_key_id={read_credentials(kms.home / 'credentials')[0]}\naccess_key_secret=wrong\n")
     told = lent.refused("--home", tmp_path, "ListKeys")
     assert told.startswith("SignatureDoesNotMatch: Specified signature is not matched")

@@ -25,7 +25,7 @@ keeper.close()
 # Every call that changes a file or a directory, or makes such a change durable.
 CHANGES = ("openat", "write", "ftruncate", "rename", "unlink", "unlinkat", "rmdir", "mkdir", "fsync", "fchmod", "chmod")
 # A sample; all of them (some 250) take half a minute and pass too.
-POINTS = 40
+POINTS = 24
 
 
 @pytest.fixture
