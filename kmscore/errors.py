@@ -147,6 +147,15 @@ def forked() -> SetupError:
     return SetupError("this engine was opened before the process forked; open it again in the child")
 
 
+def api_not_found() -> KmsError:
+    return KmsError("InvalidApi.NotFound", "The specified api is not found, please check your url and method.")
+
+
+def internal_failure() -> KmsError:
+    """What is said of a fault of ours; the log says more, without its text (logs.py)."""
+    return KmsError("InternalFailure", "The request failed because of an internal error; its RequestId is in the log.")
+
+
 def undecryptable() -> KmsError:
     """The one answer to every decrypt failure: wrong context, tampering, wrong key, malformed (RELIABILITY O4: no oracle)."""
     return invalid("CiphertextBlob")

@@ -17,7 +17,7 @@ from kmscore.api import answers, metrics
 from kmscore.api.door import Door
 from kmscore.api.nonces import Nonces
 from kmscore.api.throttle import Throttle
-from kmscore.errors import KmsError
+from kmscore.errors import KmsError, api_not_found, internal_failure
 from kmscore.ids import new_request_id
 from kmscore.logs import log_fault
 
@@ -69,12 +69,12 @@ def _others(kms: Kms, told: metrics.Metrics) -> Starlette:
     async def refused(request: Request, error: Exception) -> Response:
         request_id = new_request_id()
         if isinstance(error, HTTPException) and error.status_code == 404:
-            refusal = KmsError("InvalidApi.NotFound", "The specified api is not found, please check your url and method.")
+            refusal = api_not_found()
         elif isinstance(error, HTTPException) and error.status_code == 405:
             refusal = KmsError("UnsupportedHTTPMethod", "This HTTP method is not supported; use GET.")
         else:
             log_fault(f"request {request_id}", error)
-            refusal = KmsError("InternalFailure", "The request failed because of an internal error; its RequestId is in the log.")
+            refusal = internal_failure()
         status, headers, body = answers.failure(refusal, request_id, request.headers.get("host", ""), close=True)
         return Response(body, status, {name.decode(): value.decode() for name, value in headers})
 

@@ -17,7 +17,7 @@ from kmscore.api.nonces import Nonces
 from kmscore.api.request import Receive, Request, Scope, has_body, make_request, read_body
 from kmscore.api.signatures import check_time, claim_of
 from kmscore.api.throttle import Throttle
-from kmscore.errors import KmsError
+from kmscore.errors import KmsError, internal_failure
 from kmscore.ids import new_request_id
 from kmscore.logs import log_fault
 from kmscore.operations import OPERATIONS, find, invoke
@@ -106,4 +106,4 @@ class Door:
         if isinstance(error, TimeoutError):
             return KmsError("ParseRequestParameterException", f"The request did not arrive within {self._body_seconds:g} seconds.")
         log_fault(f"request {request_id}", error)
-        return KmsError("InternalFailure", "The request failed because of an internal error; its RequestId is in the log.")
+        return internal_failure()

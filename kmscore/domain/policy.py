@@ -58,7 +58,8 @@ class IdentityPolicy:
 
     def judge(self, action: str, resource: str) -> tuple[Verdict, int]:
         """The verdict, and the number of the statement it rests on (0: none)."""
-        return _first(s for s in self.statements if s.speaks_of(action.lower(), resource))
+        action = action.lower()
+        return _first(s for s in self.statements if s.speaks_of(action, resource))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +70,13 @@ class KeyPolicy:
 
     def judge_account(self, action: str) -> tuple[Verdict, int]:
         """Of whoever is in the account: ALLOWED leaves it to what their own policies say."""
-        return _first(s for s in self.statements if s.account and s.speaks_of(action.lower(), "*"))
+        action = action.lower()
+        return _first(s for s in self.statements if s.account and s.speaks_of(action, "*"))
 
     def judge_user(self, action: str, name: str) -> tuple[Verdict, int]:
         """Of a user by name."""
-        return _first(s for s in self.statements if any(glob(p, name) for p in s.users) and s.speaks_of(action.lower(), "*"))
+        action = action.lower()
+        return _first(s for s in self.statements if any(glob(p, name) for p in s.users) and s.speaks_of(action, "*"))
 
 
 def _first(statements: Iterable[Statement]) -> tuple[Verdict, int]:

@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from kmscore.errors import KmsError
+from kmscore.domain.names import ALIAS_PREFIX
+from kmscore.errors import KmsError, api_not_found
 from kmscore.ids import new_request_id
 from kmscore.operations.kinds import Kind, Operation, Param, Target
 from kmscore.operations.parse import arguments, wants_dry_run
@@ -25,7 +26,7 @@ def find(name: str) -> Operation:
     if operation is None:
         if name in UNOFFERED:
             raise KmsError("UnsupportedOperation", f"{name} is not offered by this service.")
-        raise KmsError("InvalidApi.NotFound", "The specified api is not found, please check your url and method.")
+        raise api_not_found()
     return operation
 
 
@@ -64,7 +65,7 @@ def _authorise(kms: Any, operation: Operation, keywords: dict[str, Any], caller:
             keys += items
             pinned.append(param.argument)
         elif target is Target.OWN_ID:
-            keys += [item for item in items if not item.startswith("alias/")]  # the engine refuses those
+            keys += [item for item in items if not item.startswith(ALIAS_PREFIX)]  # the engine refuses those
         elif target is Target.BLOB:
             blobs += items
         else:
