@@ -9,7 +9,7 @@ from libc.errno cimport EINTR, ETIMEDOUT, errno
 from libc.stdint cimport uint64_t
 from posix.fcntl cimport O_RDWR
 from posix.mman cimport MAP_FAILED, MAP_SHARED, PROT_READ, PROT_WRITE, mmap, munmap
-from posix.time cimport CLOCK_MONOTONIC, clock_gettime, timespec
+from posix.time cimport CLOCK_MONOTONIC, clock_gettime, clockid_t, timespec
 
 import os
 
@@ -18,6 +18,9 @@ from kmscore.errors import SetupError
 cdef extern from "fork.h" nogil:
     int kms_forks
     int kms_fork_watch()
+
+cdef extern from "<time.h>" nogil:
+    clockid_t CLOCK_BOOTTIME
 
 cdef extern from "gate.h" nogil:
     uint64_t gate_load(const uint64_t *at)
@@ -61,6 +64,7 @@ cdef class Gate:
     cdef int made_in
     cdef int waiters
     cdef int closed
+    cdef uint64_t lease     # nanoseconds of the boot-time clock, or 0
 
     def __init__(self, str path not None):
         cdef uint64_t *words
@@ -106,6 +110,23 @@ cdef class Gate:
         """The generation now (atomic, acquire)."""
         self.check()
         return gate_load(self.words + _GENERATION)
+
+    @property
+    def fresh(self):
+        """The generation now; 0, of which no view is, once the lease of this Gate is over."""
+        cdef timespec now
+        cdef uint64_t lease
+        self.check()
+        lease = gate_load(&self.lease)
+        if lease:
+            clock_gettime(CLOCK_BOOTTIME, &now)
+            if <uint64_t>now.tv_sec * 1000000000 + <uint64_t>now.tv_nsec >= lease:
+                return 0
+        return gate_load(self.words + _GENERATION)
+
+    def lease_until(self, uint64_t lease):
+        """Let `fresh` be 0 from that many nanoseconds of CLOCK_BOOTTIME on; of this Gate, not of the file."""
+        gate_store(&self.lease, lease)
 
     def bump(self):
         """Add 1 to the generation, wake every waiter of every process, return the new value."""

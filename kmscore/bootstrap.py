@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-from collections.abc import Callable
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any, cast
 from uuid import UUID
 
@@ -49,13 +49,15 @@ from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
 from kmscore.ids import RandomIds
-from kmscore.process import this_process
 from kmscore.results import Finding
+from kmscore.store.datastore import Datastore
 from kmscore.store.freshness import Freshness
+from kmscore.store.gate import SharedGate
 from kmscore.store.keystore import KeyStore
-from kmscore.store.material import AccessUses, Facts, SoftwareMaterial, Uses
+from kmscore.store.material import AccessUses, Facts, Remains, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
-from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_database, sqlite_version
+from kmscore.store.recorder import ChainedRecorder
+from kmscore.store.sqlite import SqliteStore
 
 log = logging.getLogger("kmscore")
 
@@ -90,11 +92,8 @@ def open_kms(
 def _open(chosen: Settings, clock: Clock, ticker: bool, hsm: Keeper | None) -> Kms:
     _make_directories(chosen)
     with ExitStack() as stack:
-        with home_lock(chosen.home):
-            services, watcher = _assemble(chosen, clock, hsm, stack)
-        # Threads last, so that they stop first.
-        watcher.start()
-        stack.callback(watcher.stop)
+        with home_lock(chosen.home), open_store(chosen, stack) as datastore:
+            services = _assemble(chosen, datastore, clock, hsm, stack)
         services.reconciler.recover()
         if ticker and not clock.injected:
             thread = Ticker(_ticks(services), chosen.tick_seconds)
@@ -117,32 +116,48 @@ def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[
         return [*probe(chosen, None), Finding("fail", f"this home does not open: {error.message}")]
 
 
-def _examine(settings: Settings, hsm: Keeper | None, datastore: DurableDatastore, queries: Queries) -> list[Finding]:
-    findings = probe(settings, hsm if isinstance(hsm, HsmKeeper) else None)
-    found = durability(datastore)
-    said = ", ".join(f"{name} {value}" for name, value in found.items())
-    if found == DURABLE:
-        findings.append(Finding("ok", f"SQLite {sqlite_version()}: {said}"))
-    else:
-        findings.append(
-            Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them")
-        )
+@contextmanager
+def open_store(settings: Settings, stack: ExitStack) -> Iterator[Datastore]:
+    """The database of the settings, up to date; while the block lasts nobody else starts on it. The caller holds the home lock."""
+    datastore: Datastore = _postgres(settings.database_url) if settings.database_url else SqliteStore(settings.database)
+    stack.callback(datastore.close)
+    with datastore.starting():
+        datastore.prepare()
+        yield datastore
+
+
+def _postgres(url: str) -> Datastore:
+    try:
+        from kmscore.store.postgres import PostgresStore
+    except ImportError as error:
+        raise SetupError(f"KMS_DATABASE_URL names PostgreSQL, which needs more: pip install 'kmscore[postgres]' ({error})") from None
+    return PostgresStore(url)
+
+
+def _freshness(settings: Settings, datastore: Datastore) -> Freshness:
+    if not datastore.shared:
+        return SharedGate(settings.home / "run")
+    from kmscore.store.lease import Lease
+    from kmscore.store.postgres import PostgresStore
+
+    return Lease(cast(PostgresStore, datastore), settings.home / "run", settings.lease_seconds)
+
+
+def _examine(settings: Settings, hsm: Keeper | None, datastore: Datastore, queries: Queries) -> list[Finding]:
+    findings = [*probe(settings, hsm if isinstance(hsm, HsmKeeper) else None), datastore.examine()]
     intents = queries.open_intents()
     if intents:
         findings.append(Finding("warn", f"{len(intents)} changes were interrupted or are under way", "kms reconcile settles them"))
     return findings
 
 
-def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitStack) -> tuple[Services, Watcher]:
-    datastore, recorder = open_database(settings.database)
-    stack.callback(datastore.close)
+def _assemble(settings: Settings, datastore: Datastore, clock: Clock, hsm: Keeper | None, stack: ExitStack) -> Services:
     queries = Queries(datastore)
     facts = Facts(datastore)
     instance_id = facts.set_once("instance_id", secrets.token_hex(4))
-    me = this_process()
-    store = KeyStore(recorder, str(me))
-    freshness = Freshness(settings.home / "run")
+    freshness = _freshness(settings, datastore)
     stack.callback(freshness.close)
+    store = KeyStore(ChainedRecorder(datastore), freshness.owner)
 
     keepers: dict[ProtectionLevel, Keeper] = {}
     if hsm is not None:
@@ -153,7 +168,13 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     place = Place(settings.region, settings.account_id)
     ring = KeyRing(store, queries, freshness, keepers, clock, place)
     stack.callback(ring.close)
-    effects = Effects(store, queries, freshness, ring, keepers, me)
+    freshness.start()
+    # A lease is renewed three times before it ends; the rest of the start may take longer.
+    poll = min(settings.poll_seconds, settings.lease_seconds / 3) if datastore.shared else settings.poll_seconds
+    watcher = Watcher(ring, freshness.gate, poll, settings.idle_key_seconds)
+    watcher.start()
+    stack.callback(watcher.stop)
+    effects = Effects(store, queries, freshness, ring, keepers, Remains(datastore))
     ids = RandomIds()
     lifecycle = Lifecycle(store, queries, effects, keepers, clock, ids, settings.account_id, settings.intent_wait_seconds)
 
@@ -200,7 +221,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         authority=Authority(ring, access, place),
         examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
     )
-    return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)
+    return services
 
 
 def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: Facts, stack: ExitStack) -> HsmKeeper:
@@ -210,7 +231,7 @@ def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: F
         found = keeper.inventory()
         if found.materials or found.foreign:
             raise SetupError(
-                f"{settings.database} is new, but the token of this home holds keys: restore the database from backup, "
+                "the database is new, but the token of this home holds keys: restore it from backup, or name the one it was; "
                 "or move the directory tokens away to begin anew"
             )
     bound = facts.set_once("token_serial", keeper.token_serial)

@@ -38,12 +38,12 @@ class Settings:
 
     home: Path
     listen: str = "127.0.0.1:8480"
-    database_url: str = ""  # empty: SQLite in the home
-    redis_url: str = ""
+    database_url: str = field(default="", repr=False)  # empty: SQLite in the home; postgresql://USER:PASSWORD@HOST/NAME
+    redis_url: str = field(default="", repr=False)
     region: str = "cn-local"
     account_id: str = "1000000000000001"  # digits, as the wire's Creator and ARN want
     root_access_key_id: str = ""  # empty: generated into $KMS_HOME/credentials
-    root_access_key_secret: str = ""
+    root_access_key_secret: str = field(default="", repr=False)
     pkcs11_module: str = ""  # empty in kms.toml: SoftHSM where it is found; "none": no token
     pkcs11_token: str = ""  # empty: the home's own SoftHSM token, made at first start
     pkcs11_pin_file: str = ""  # empty: $KMS_HOME/pin
@@ -59,6 +59,9 @@ class Settings:
     tick_seconds: float = 15.0
     # How often the store itself is asked for changes that no one announced (a writer that died between commit and announcement).
     poll_seconds: float = 1.0
+    # On a database that nodes share: how long a process may act on what it has read (DESIGN rule 3). It is renewed three times as often;
+    # a change waits so long, and a tenth more, for a process that has died.
+    lease_seconds: float = 1.0
     # A key that nobody used for this long gives up its session keys (DESIGN section 9, hot keys).
     idle_key_seconds: float = 60.0
     # Every failed import takes a whole multiple of this, so that its time tells nothing of what was wrong with the material.
@@ -243,8 +246,8 @@ def _check(settings: Settings) -> None:
         raise SetupError("root_access_key_id and root_access_key_secret go together; one of them is not set")
     if bool(settings.tls_certificate) != bool(settings.tls_key):
         raise SetupError("tls_certificate and tls_key go together; one of them is not set")
-    if settings.database_url:
-        raise SetupError("database_url: only the SQLite database of the home is offered; leave it unset")
+    if settings.database_url and not settings.database_url.startswith(("postgresql://", "postgres://")):
+        raise SetupError("database_url must be postgresql://USER:PASSWORD@HOST:PORT/NAME, or unset for the SQLite database of the home")
 
 
 def _find_softhsm() -> str:

@@ -16,7 +16,7 @@ BASE = {"errors", "ids", "clock", "config", "process", "disk", "logs", "_percent
 # room -> the rooms of kmscore that it may import besides itself and the base
 ROOMS: dict[str, set[str]] = {
     "domain": set(),
-    "store": {"domain"},
+    "store": {"domain", "results"},
     "results": {"domain"},
     "custody": {"domain", "results"},
     "evidence": {"domain", "results"},
@@ -35,6 +35,7 @@ ENGINE_SEES_OF_CUSTODY = {"kmscore.custody.port"}
 # module name -> rooms where it may appear (everywhere else it may not)
 KEPT = {
     "sqlite3": {"store"},
+    "psycopg": {"store"},
     "pkcs11": {"custody"},
     "kmscore.custody._p11": {"custody", "bootstrap", "__init__"},
     "cryptography": {"custody", "wrapping", "api"},

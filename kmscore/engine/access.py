@@ -224,9 +224,8 @@ class Access:
         return self._user(row[0])
 
     def _append(self, user: User, *beside: tuple[str, tuple[object, ...]]) -> None:
-        if user.pending_events:
-            self._store.append(user, beside=beside)
-            self._effects.announce()
+        self._store.append(user, beside=beside)
+        self._effects.announce()
 
 
 def new_credentials() -> tuple[str, str]:

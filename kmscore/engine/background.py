@@ -16,7 +16,7 @@ from kmscore.store._gate import Gate
 log = logging.getLogger("kmscore")
 
 FIRST_TICK_SECONDS = 2.0
-RETRY_SECONDS = 1.0  # after the watcher could not look
+RETRY_SECONDS = 0.3  # after the watcher could not look
 
 
 def _report(what: str, error: Exception) -> None:
@@ -28,8 +28,8 @@ def _report(what: str, error: Exception) -> None:
 
 
 class Watcher(threading.Thread):
-    """Takes changes in as they are announced, so that no destruction waits for an idle process; polls the store behind it for changes
-    that a dying writer did not announce; drops idle session keys."""
+    """Takes changes in as they are announced, so that no destruction waits for an idle process; reads the
+    store behind it now and then, for changes that a dying writer did not announce and to renew a lease; drops idle session keys."""
 
     def __init__(self, ring: KeyRing, gate: Gate, poll_seconds: float, idle_seconds: float) -> None:
         super().__init__(name="kmscore-watcher", daemon=True)
@@ -48,15 +48,10 @@ class Watcher(threading.Thread):
             if self._stop_asked:
                 return
             try:
-                if generation != seen:
+                if generation != seen or time.monotonic() >= poll_at:
+                    poll_at = time.monotonic() + self._poll
                     self._ring.refresh()
                     seen = generation
-                if time.monotonic() >= poll_at:
-                    poll_at = time.monotonic() + self._poll
-                    if self._ring.stale():
-                        self._ring.doubt()
-                        self._ring.refresh()
-                    self._ring.settle()
                 if time.monotonic() >= idle_at:
                     idle_at = time.monotonic() + self._idle
                     self._ring.drop_idle()

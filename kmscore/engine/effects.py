@@ -16,9 +16,9 @@ from kmscore.domain.key import Key
 from kmscore.domain.specs import ProtectionLevel
 from kmscore.engine.keyring import KeyRing
 from kmscore.errors import Conflict, KmsError
-from kmscore.process import Process
-from kmscore.store.freshness import Freshness
+from kmscore.store.freshness import Freshness, Point
 from kmscore.store.keystore import KeyStore
+from kmscore.store.material import Remains
 from kmscore.store.queries import OpenIntent, Queries
 from kmscore.store.readmodel import MATERIAL
 
@@ -38,20 +38,24 @@ class Effects:
         freshness: Freshness,
         ring: KeyRing,
         keepers: Mapping[ProtectionLevel, Keeper],
-        me: Process,
+        remains: Remains,
     ) -> None:
         self._store = store
         self._queries = queries
         self._freshness = freshness
         self._ring = ring
         self._keepers = keepers
-        self._me = str(me)
+        self._remains = remains
 
-    def announce(self) -> int:
-        """After a commit, before its acknowledgement: from here on no process acts on the older state."""
-        generation = self._freshness.announce()
-        self._ring.refresh()
-        return generation
+    def announce(self) -> Point:
+        """After a commit, before its acknowledgement: when it returns, no process acts on the older state.
+
+        Raises KmsError ServiceUnavailableTemporary when that is not known; the change stands, and the next call finds out.
+        """
+        self._freshness.announce()
+        point = self._ring.refresh()
+        self._freshness.wait_until_taken_in(point)
+        return point
 
     # --- material ----------------------------------------------------------------------------------------------------------------
 
@@ -100,8 +104,11 @@ class Effects:
         self._append(key_id, decide)
 
     def _abandon(self, key_id: str, keeper: Keeper, material_id: bytes, now: Now) -> bool:
-        """Destroy by id, never adopt, and record it. Idempotent."""
-        keeper.destroy(material_id)
+        """Record that an attempt is given up, and destroy by id what it left; never adopt. False when it ended otherwise meanwhile.
+
+        The record first: the stream decides between us and an owner that was taken for dead and is not. Who destroyed first could
+        destroy live material whose outcome the owner is just appending.
+        """
         done = False
 
         def outcome(key: Key) -> None:
@@ -111,7 +118,20 @@ class Effects:
                 key.material_abandoned(material_id, now())
 
         self._append(key_id, outcome)
+        if done:
+            self._clear(keeper, material_id)
         return done
+
+    def clear_remains(self) -> None:
+        """Destroy what attempts left that were given up, where whoever gave them up did not come to it. Raises KmsError as custodies do."""
+        for material_id, level in self._remains.all():
+            keeper = self._keepers.get(ProtectionLevel(level))
+            if keeper is not None:
+                self._clear(keeper, material_id)
+
+    def _clear(self, keeper: Keeper, material_id: bytes) -> None:
+        keeper.destroy(material_id)
+        self._remains.cleared(material_id)
 
     # --- destruction -------------------------------------------------------------------------------------------------------------
 
@@ -129,8 +149,7 @@ class Effects:
             if key.destroyed or not (ends or key.doomed_materials):
                 return
             if waited_for != (ends, key.doomed_materials):  # at first, and when another removal came in between
-                generation = self.announce()
-                self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
+                self._freshness.wait_until_settled(self.announce(), eviction_wait)  # D2: no process holds a session key of it
                 waited_for = ends, key.doomed_materials
                 continue
             for material_id in sorted(key.doomed_materials):
@@ -164,8 +183,7 @@ class Effects:
         Raises KmsError when the custody or the store cannot be used now; the intent stays open.
         """
         intent = next(iter(self._queries.open_intents(key_id)), None)
-        # The owner first, the stream after: one that is gone appends nothing more, so what is read now is how its attempt ended. The
-        # other way round, an attempt that ends in between looks interrupted, and its live material would be destroyed.
+        # The owner first, the stream after: of one that is gone, what is read now is how its attempt ended.
         if intent is None or (intent.kind == MATERIAL and self._owner_works(intent)):
             return None
         key = self._store.key(key_id)
@@ -181,10 +199,10 @@ class Effects:
         return intent.material_id.hex() if self._abandon(key_id, keeper, intent.material_id, now) else None
 
     def _owner_works(self, intent: OpenIntent) -> bool:
-        if intent.owner == self._me:
+        if intent.owner == self._freshness.owner:
             with _under_way_lock:
                 return intent.material_id in _under_way
-        return Process.parse(intent.owner).alive()
+        return self._freshness.works(intent.owner)
 
     def _append(self, key_id: str, decide: Callable[[Key], None]) -> None:
         while True:

@@ -22,10 +22,11 @@ from kmscore.domain.states import KeyState, check_allowed
 from kmscore.engine.arguments import required
 from kmscore.engine.views import KINDS, KeyView, VersionUse
 from kmscore.errors import KmsError, forked, key_not_found, undecryptable
-from kmscore.store.freshness import Freshness
+from kmscore.store.freshness import Freshness, Point
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
 
+REFRESH_SECONDS = 2.0  # for a thread that takes changes in just now; more means that the store does not answer
 USE = "Encrypt"  # the row of the state table that every use of material shares
 
 
@@ -55,6 +56,7 @@ class KeyRing:
         self._pid = os.getpid()
         self._position = queries.position()
         self._seen = -1
+        self._point = Point(-1)
         self.on_user_change: Callable[[str], None] = lambda stream: None  # told before a view counts as fresh
         self.refresh()
 
@@ -66,7 +68,7 @@ class KeyRing:
         Raises KmsError: Forbidden.KeyNotFound, Forbidden.AliasNotFound, Rejected.<state>, Rejected.UnsupportedOperation for a key that
         makes no blobs, Rejected.Unavailable.
         """
-        if self._gate.generation != self._seen:
+        if self._gate.fresh != self._seen:
             self.refresh()
         view = self._views.get(reference) if type(reference) is str else None
         if view is None:
@@ -83,7 +85,7 @@ class KeyRing:
 
         Raises as `to_encrypt` does, and the one opaque error for a blob that is malformed.
         """
-        if self._gate.generation != self._seen:
+        if self._gate.fresh != self._seen:
             self.refresh()
         found = self._by_header.get(header)
         if found is None:
@@ -147,7 +149,7 @@ class KeyRing:
 
     def require_fresh(self) -> None:
         """Take in what was committed, where something was."""
-        if self._gate.generation != self._seen:
+        if self._gate.fresh != self._seen:
             self.refresh()
 
     def _fresh_view(self, reference: str) -> KeyView:
@@ -212,38 +214,52 @@ class KeyRing:
 
     # --- freshness ---------------------------------------------------------------------------------------------------------------
 
-    def refresh(self) -> None:
-        """Take in what was committed since the views were built. Raises KmsError when the store cannot be read: no view is used then."""
+    def refresh(self) -> Point:
+        """Take in what was committed since the views were built; answers up to where. Raises KmsError when the store cannot be read, or a
+        lease of it not renewed: no view is used then."""
         self._check_process()
-        with self._lock:
-            generation = self._gate.generation  # read before the events: a later bump brings us here again
-            position, changed = self._queries.changed_since(self._position)
-            for stream in changed:
-                if stream.startswith(ALIAS_PREFIX):
-                    self._names.pop(stream, None)
-                elif stream.startswith(USER_PREFIX):
-                    self.on_user_change(stream)
-                elif stream in self._views:
-                    self._rebuild(stream)
-            self._position = position
-            self._seen = generation
-        self.settle()
+        if not self._lock.acquire(timeout=REFRESH_SECONDS):
+            raise changing()
+        try:
+            while True:
+                point = self._freshness.begin()
+                position, changed = self._queries.changed_since(self._position)
+                for stream in changed:
+                    if stream.startswith(ALIAS_PREFIX):
+                        self._names.pop(stream, None)
+                    elif stream.startswith(USER_PREFIX):
+                        self.on_user_change(stream)
+                    elif stream in self._views:
+                        self._rebuild(stream)
+                self._position = position
+                self._seen = point.generation
+                self._point = point._replace(position=position)
+                if self._freshness.taken_in(self._point, self._clean()):
+                    return self._point
+        except KmsError:
+            self._freshness.failed()
+            raise
+        finally:
+            self._lock.release()
+
+    @property
+    def position(self) -> int:
+        """Up to where in the log the views are true."""
+        return self._position
 
     def doubt(self) -> None:
         """Look at the store before the next use, whatever the generation says."""
         self._seen = -1
 
-    def stale(self) -> bool:
-        """Whether the log holds events that were never announced to this process: a writer died, or is between commit and bump."""
-        return self._queries.position() != self._position
-
     def settle(self) -> None:
-        """Publish what this process has seen, once no session key of a dropped view is left."""
+        """Tell what this process has seen, once no session key of a dropped view is left."""
         with self._lock:
-            self._retired = [loaded for loaded in self._retired if not loaded.retire()]
-            forbidden = any(self._forbidden(*pair) for pair in self._loading.items())
-            if not self._retired and not forbidden and self._seen >= 0:
-                self._freshness.publish(self._seen)
+            if self._clean() and self._seen >= 0:
+                self._freshness.settle(self._point)
+
+    def _clean(self) -> bool:
+        self._retired = [loaded for loaded in self._retired if not loaded.retire()]
+        return not self._retired and not any(self._forbidden(*pair) for pair in self._loading.items())
 
     def drop_idle(self) -> None:
         """Give up session keys that were not used since the last call."""

@@ -65,9 +65,8 @@ class Lifecycle:
             keys = tuple(self.load(key_id) for key_id in key_ids)
             for key in keys:
                 decide(key, by)
-            if any(key.pending_events for key in keys):
-                self._store.append(*keys)
-                self._effects.announce()
+            self._store.append(*keys)
+            self._effects.announce()  # also where nothing was to change: whoever changed it may have died before this
             return keys
 
         return self.decide(attempt)
@@ -254,9 +253,8 @@ class Lifecycle:
         return alias
 
     def _append_alias(self, alias: Alias) -> None:
-        if alias.pending_events:
-            self._store.append(alias)
-            self._effects.announce()
+        self._store.append(alias)
+        self._effects.announce()
 
     def by(self) -> By:
         """Now, for whom the engine acts, and by which command: of a request it is the RequestId."""

@@ -38,6 +38,10 @@ class Reconciler:
                 continue
             if settled is not None:
                 (abandoned if intent.kind == MATERIAL else finished).append(settled)
+        try:
+            self._effects.clear_remains()
+        except KmsError as error:
+            pending.append(f"what was given up: {error.message}")
         return ReconcileReport(abandoned=tuple(abandoned), finished=tuple(finished), pending=tuple(pending))
 
     def reconcile(self) -> ReconcileReport:

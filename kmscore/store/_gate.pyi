@@ -11,6 +11,9 @@ class Gate:
     ) -> None: ...  # file exists and is SIZE bytes; writes the magic into an all-zero file, refuses a foreign one
     @property
     def generation(self) -> int: ...  # atomic acquire load
+    @property
+    def fresh(self) -> int: ...  # the same; 0, of which no view is, once the lease of this Gate is over
+    def lease_until(self, lease: int) -> None: ...  # nanoseconds of CLOCK_BOOTTIME; of this Gate, not of the file
     def bump(self) -> int: ...  # atomic add 1, wakes every waiter (futex), returns the new value
     def wait(self, seen: int, timeout: float) -> int: ...  # without the GIL, until generation != seen or time-out; returns generation
     def read(self, slot: int) -> tuple[int, int, int]: ...  # (pid, start time, seen)

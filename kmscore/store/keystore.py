@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import Any, TypeVar, cast
 
@@ -20,8 +19,9 @@ from kmscore.domain.events import Event
 from kmscore.domain.key import Key
 from kmscore.domain.user import User
 from kmscore.errors import Conflict, KmsError
+from kmscore.store.datastore import Statement, unavailable
 from kmscore.store.readmodel import Aggregate, statements
-from kmscore.store.sqlite import ChainedRecorder, Statement, unavailable
+from kmscore.store.recorder import ChainedRecorder
 
 
 def construct_mapper() -> Mapper[str]:
@@ -40,7 +40,8 @@ class KeyStore:
     def __init__(self, recorder: ChainedRecorder, owner: str) -> None:
         """`owner` names this process; it stands beside every intent that this process opens."""
         self._recorder = recorder
-        self._events: EventStore[str] = EventStore(construct_mapper(), recorder)
+        self._mapper = construct_mapper()
+        self._events: EventStore[str] = EventStore(self._mapper, recorder)
         self._owner = owner
 
     def key(self, key_id: str) -> Key | None:
@@ -79,9 +80,8 @@ class KeyStore:
         try:
             self._events.put(pending, statements=rows)
         except IntegrityError:
-            if not self._stored(pending):
-                raise Conflict(pending[0].originator_id) from None
-        except (PersistenceError, sqlite3.Error) as error:
+            raise Conflict(pending[0].originator_id) from None
+        except PersistenceError as error:
             # The commit may or may not have happened: only the stream can tell (RELIABILITY 1.3 fact 6).
             if not self._stored(pending):
                 raise KmsError("ServiceUnavailableTemporary", f"the store cannot write: {error}") from error
@@ -89,8 +89,8 @@ class KeyStore:
     def _stored(self, pending: list[Event]) -> bool:
         last = pending[-1]
         with unavailable("say whether a commit happened"):
-            stored = list(self._events.get(last.originator_id, gt=last.originator_version - 1, lte=last.originator_version))
-        return bool(stored) and cast("Event", stored[0]).command_id == last.command_id
+            stored = self._recorder.stored(last.originator_id, last.originator_version)
+        return stored is not None and cast("Event", self._mapper.to_domain_event(stored)).command_id == last.command_id
 
     def _of(self, kind: type[Loaded], stream: str) -> Loaded | None:
         """None also for a stream of another kind: callers choose what they ask for."""

@@ -9,8 +9,8 @@ from typing import Any
 
 from kmscore.domain.names import import_prefix
 from kmscore.errors import invalid
+from kmscore.store.datastore import Datastore
 from kmscore.store.readmodel import DELETE, micros
-from kmscore.store.sqlite import DurableDatastore
 
 # ListKeys filter -> SQL condition with {} for the placeholders (SEMANTICS section 11).
 _FILTERS: dict[str, str] = {
@@ -29,11 +29,11 @@ _FILTERS: dict[str, str] = {
 # A key whose primary version has no usable material waits for it, whether or not a scheduler has said so (DECISIONS 12). The microseconds
 # of now go in. Only imported material ends or takes over by itself.
 _STATE = (
-    "CASE WHEN origin = 'EXTERNAL' AND state IN ('Enabled', 'Disabled') AND NOT coalesce((SELECT held AND (expires_at IS NULL OR"
-    " expires_at > {now}) FROM versions WHERE versions.key_id = keys.key_id AND primary_at <= {now} ORDER BY ordinal DESC LIMIT 1), 0)"
+    "CASE WHEN origin = 'EXTERNAL' AND state IN ('Enabled', 'Disabled') AND NOT coalesce((SELECT held = 1 AND (expires_at IS NULL OR"
+    " expires_at > {now}) FROM versions WHERE versions.key_id = keys.key_id AND primary_at <= {now} ORDER BY ordinal DESC LIMIT 1), FALSE)"
     " THEN 'PendingImport' ELSE state END"
 )
-_VISIBLE = "visible AND (delete_at IS NULL OR delete_at > ?)"
+_VISIBLE = "visible = 1 AND (delete_at IS NULL OR delete_at > ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +54,7 @@ class AccessKeyRow:
 
 
 class Queries:
-    def __init__(self, datastore: DurableDatastore) -> None:
+    def __init__(self, datastore: Datastore) -> None:
         self._datastore = datastore
 
     # --- keys, aliases, tags -----------------------------------------------------------------------------------------------------

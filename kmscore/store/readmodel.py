@@ -12,7 +12,7 @@ from kmscore.domain.key import Key
 from kmscore.domain.specs import Origin
 from kmscore.domain.states import KeyState
 from kmscore.domain.user import User
-from kmscore.store.sqlite import Statement
+from kmscore.store.datastore import Statement
 
 ROTATE, DELETE, EXPIRE, NOTE_PRIMARY = "rotate", "delete", "expire", "primary"  # kinds of due work
 MATERIAL = "material"
@@ -69,7 +69,7 @@ def _user(user: User) -> Iterator[Statement]:
         yield "DELETE FROM users WHERE name = ?", (user.name,)
     yield "DELETE FROM access_keys WHERE user_name = ?", (user.name,)
     for access_key_id, enabled in user.access_keys.items():
-        row = (access_key_id, user.name, enabled, micros(user.created[access_key_id]))
+        row = (access_key_id, user.name, int(enabled), micros(user.created[access_key_id]))
         yield "INSERT INTO access_keys VALUES (?, ?, ?, ?)", row
 
 
@@ -83,6 +83,7 @@ def _materials(key: Key, pending: Sequence[Any]) -> Iterator[Statement]:
                 yield from _material_state(event.material_id, ACTIVE)
             case events.MaterialAbandoned():
                 yield from _material_state(event.material_id, ABANDONED)
+                yield "INSERT INTO remains VALUES (?, ?) ON CONFLICT DO NOTHING", (bytes.fromhex(event.material_id), key.level.value)
             case events.MaterialDestroyed():
                 yield from _material_state(event.material_id, DESTROYED)
 
@@ -110,7 +111,7 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
         " ON CONFLICT (key_id) DO UPDATE SET visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at",
         (
             key.id,
-            not key.destruction_started,
+            int(not key.destruction_started),
             key.state_with_material.value,
             key.spec.value,
             key.usage.value,
@@ -128,7 +129,7 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
         yield (
             "INSERT INTO versions VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (version_id) DO UPDATE SET"
             " primary_at = excluded.primary_at, expires_at = excluded.expires_at, held = excluded.held",
-            (version.version_id, key.id, version.ordinal, primary_at, _micros(version.expires_at), version.held),
+            (version.version_id, key.id, version.ordinal, primary_at, _micros(version.expires_at), int(version.held)),
         )
     for tag_key, tag_value in key.tags.items():
         yield "INSERT INTO tags VALUES (?, ?, ?)", (key.id, tag_key, tag_value)
@@ -158,7 +159,8 @@ def _intent(key: Key, owner: str) -> Iterator[Statement]:
     # Whoever opened it stays its owner, whoever else changes the key meanwhile: recovery asks the owner whether it is at work.
     yield (
         "INSERT INTO open_intents VALUES (?, ?, ?, ?, ?) ON CONFLICT (key_id) DO UPDATE SET kind = excluded.kind, level = excluded.level,"
-        " owner = CASE WHEN kind = excluded.kind AND material_id IS excluded.material_id THEN owner ELSE excluded.owner END,"
+        " owner = CASE WHEN open_intents.kind = excluded.kind AND open_intents.material_id IS NOT DISTINCT FROM excluded.material_id"
+        " THEN open_intents.owner ELSE excluded.owner END,"
         " material_id = excluded.material_id",
         row,
     )

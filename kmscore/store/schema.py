@@ -1,11 +1,14 @@
-"""The tables. Events are append-only; every other table can be rebuilt from them, but for wrapped material, use counts and facts.
+"""The tables, in the words of SQLite; postgres.py says them in PostgreSQL's. Events are append-only; every other table can be rebuilt from
+them, but for wrapped material, use counts and facts.
 
 Times are whole microseconds since 1970-01-01 UTC. Hashes are 32 raw bytes (domain/chain.py).
 """
 
 from __future__ import annotations
 
-SCHEMA_VERSION = 3
+from kmscore.store.datastore import Cursor
+
+SCHEMA_VERSION = 4
 
 STATEMENTS = (
     # AUTOINCREMENT: a position is never given out twice, not even after a deletion (RELIABILITY 1.3 fact 5).
@@ -24,7 +27,6 @@ STATEMENTS = (
     """,
     # One row, updated first in every append: it takes the write lock and carries the chain on.
     "CREATE TABLE IF NOT EXISTS head (id INTEGER PRIMARY KEY CHECK (id = 1), position INTEGER NOT NULL, log_hash BLOB NOT NULL)",
-    "INSERT OR IGNORE INTO head VALUES (1, 0, zeroblob(32))",
     # Read models, changed in the same transaction as the events.
     """
     CREATE TABLE IF NOT EXISTS keys (
@@ -73,13 +75,20 @@ STATEMENTS = (
     CREATE TABLE IF NOT EXISTS open_intents (
         key_id TEXT PRIMARY KEY, kind TEXT NOT NULL, level TEXT NOT NULL, material_id BLOB, owner TEXT NOT NULL) WITHOUT ROWID
     """,
+    # Objects of attempts that were given up, until a custody has destroyed them.
+    "CREATE TABLE IF NOT EXISTS remains (material_id BLOB PRIMARY KEY, level TEXT NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS users (name TEXT PRIMARY KEY, policy TEXT NOT NULL) WITHOUT ROWID",
     """
     CREATE TABLE IF NOT EXISTS access_keys (
         access_key_id TEXT PRIMARY KEY, user_name TEXT NOT NULL, enabled INTEGER NOT NULL, created_at INTEGER NOT NULL) WITHOUT ROWID
     """,
     "CREATE INDEX IF NOT EXISTS access_keys_by_user ON access_keys (user_name)",
-    # Not derived from events.
+    # Not derived from events. A process of a shared store: what it has taken in, and let go of (freshness.py).
+    """
+    CREATE TABLE IF NOT EXISTS processes (
+        process_id TEXT PRIMARY KEY, host TEXT NOT NULL, pid INTEGER NOT NULL, renewals INTEGER NOT NULL, seen INTEGER NOT NULL,
+        settled INTEGER NOT NULL) WITHOUT ROWID
+    """,
     "CREATE TABLE IF NOT EXISTS access_secrets (access_key_id TEXT PRIMARY KEY, sealed BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS access_uses (access_key_id TEXT PRIMARY KEY, used_at INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS software_material (material_id BLOB PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID",
@@ -97,4 +106,9 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE versions ADD COLUMN held INTEGER NOT NULL DEFAULT 1",
     ),
     3: (),  # new tables only
+    4: (),  # new tables only; the first version that PostgreSQL had
 }
+
+
+def first_rows(cursor: Cursor) -> None:
+    cursor.execute("INSERT INTO head VALUES (1, 0, ?) ON CONFLICT DO NOTHING", (bytes(32),))

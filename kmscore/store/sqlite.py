@@ -1,28 +1,23 @@
-"""SQLite under eventsourcing: durable settings on every connection; events, their hashes and the rows in one transaction."""
+"""SQLite as the store of a home: durable settings on every connection, nothing left of a deleted row."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import threading
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from eventsourcing.persistence import InterfaceError, PersistenceError, StoredEvent
-from eventsourcing.sqlite import (
-    SQLiteApplicationRecorder,
-    SQLiteConnection,
-    SQLiteConnectionPool,
-    SQLiteCursor,
-    SQLiteDatastore,
-)
+from eventsourcing.persistence import InterfaceError, OperationalError
+from eventsourcing.sqlite import SQLiteConnection, SQLiteConnectionPool, SQLiteCursor, SQLiteDatastore
 
 from kmscore.disk import sync_directory
-from kmscore.domain.chain import GENESIS, log_hash, stream_hash
-from kmscore.errors import KmsError, SetupError
-from kmscore.store.schema import MIGRATIONS, SCHEMA_VERSION, STATEMENTS
+from kmscore.errors import SetupError
+from kmscore.results import Finding
+from kmscore.store.datastore import Datastore, unavailable
+from kmscore.store.schema import MIGRATIONS, SCHEMA_VERSION, STATEMENTS, first_rows
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
 EMPTY_LOG_SECONDS = 0.2  # the destruction of software material is taken up again when this was too short
@@ -30,7 +25,7 @@ CLOSE_SECONDS = 60.0  # more than any statement takes, a writer's wait for anoth
 POOL_SIZE = 8
 POOL_OVERFLOW = 56  # a thread of the service each, at most
 
-Statement = tuple[str, Sequence[Any]]
+DURABLE = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
 
 
 class DurablePool(SQLiteConnectionPool):
@@ -68,16 +63,77 @@ class DurablePool(SQLiteConnectionPool):
             raise
 
 
-class DurableDatastore(SQLiteDatastore):
+class SqliteStore(SQLiteDatastore, Datastore):
+    shared = False
+
     def __init__(self, path: Path) -> None:
+        """The caller holds the lock of the home; the file is created where it is missing."""
+        self._path = path
         self._pid = os.getpid()
         self._idle = threading.Condition()
         self._users = 0
         self._closed = False
+        self._created = not path.exists()
+        if self._created:
+            os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # -wal and -shm get the mode of this file
         super().__init__(str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, originator_id_type="text")
         self.pool = DurablePool(
             db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
         )
+
+    @contextmanager
+    def starting(self) -> Iterator[None]:
+        """The lock of the home, which the caller holds, is enough."""
+        yield
+
+    def prepare(self) -> None:
+        with self.reading() as cursor:
+            cursor.execute("PRAGMA user_version")
+            version = cursor.fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise SetupError(
+                f"{self._path} was written by a newer kmscore (schema {version}, this one knows {SCHEMA_VERSION}): use that one"
+            )
+        if version < SCHEMA_VERSION:
+            with self.writing() as cursor:  # one transaction: a kill in it leaves the older version as it was
+                for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
+                    for statement in MIGRATIONS[step]:
+                        cursor.execute(statement)
+                for statement in STATEMENTS:
+                    cursor.execute(statement)
+                first_rows(cursor)
+                cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        found = self.durability()
+        if found != DURABLE:
+            raise SetupError(
+                f"{self._path} is not durable: {found} where {DURABLE} is needed; is it on a file system without shared memory?"
+            )
+        if self._created:
+            sync_directory(self._path.parent)
+
+    def durability(self) -> dict[str, str | int]:
+        """The settings that durability and deletion rest on, as the connection says them."""
+        with self.reading() as cursor:
+            values: dict[str, str | int] = {}
+            for name in DURABLE:
+                cursor.execute(f"PRAGMA {name}")
+                values[name] = cursor.fetchone()[0]
+        return values
+
+    def examine(self) -> Finding:
+        found = self.durability()
+        said = ", ".join(f"{name} {value}" for name, value in found.items())
+        if found == DURABLE:
+            return Finding("ok", f"SQLite {sqlite3.sqlite_version}: {said}")
+        return Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them")
+
+    @contextmanager
+    def transaction(self, *, commit: bool) -> Iterator[SQLiteCursor]:
+        try:
+            with super().transaction(commit=commit) as cursor:
+                yield cursor
+        except sqlite3.Error as error:  # the library leaves those of BEGIN as they are
+            raise OperationalError(str(error)) from error
 
     @contextmanager
     def get_connection(self, *, commit: bool) -> Iterator[SQLiteConnection]:
@@ -94,10 +150,7 @@ class DurableDatastore(SQLiteDatastore):
                 self._idle.notify_all()
 
     def close(self) -> None:
-        """Close every connection once nobody uses one: SQLite crashes when one is closed under a statement.
-
-        Idempotent. Does nothing in a forked child, whose parent's connections these are.
-        """
+        """Close every connection once nobody uses one: SQLite crashes when one is closed under a statement."""
         if os.getpid() != self._pid:
             return
         with self._idle:
@@ -106,121 +159,15 @@ class DurableDatastore(SQLiteDatastore):
                 return  # better leaked than crashed
         super().close()
 
-    def empty_log(self) -> bool:
-        """Move everything from the write-ahead log into the file and empty the log; False while a reader or writer is in the way.
+    def forget(self) -> bool:
+        """Move everything from the write-ahead log into the file, whose deleted cells are overwritten, and empty the log.
 
         On a connection of its own: the pool's would wait for readers with the writer's lock held, and everyone behind it.
         """
-        with unavailable("empty its log"), closing(sqlite3.connect(self.pool.db_name, timeout=EMPTY_LOG_SECONDS)) as connection:
-            return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
-
-    @contextmanager
-    def reading(self) -> Iterator[SQLiteCursor]:
-        """A cursor in a read transaction. Raises KmsError ServiceUnavailableTemporary when the store cannot be read."""
-        with unavailable("read"), self.transaction(commit=False) as cursor:
-            yield cursor
-
-    @contextmanager
-    def writing(self) -> Iterator[SQLiteCursor]:
-        """A cursor in a transaction that is durable when the block ends. Write first in it: a read first may fail as locked."""
-        with unavailable("write"), self.transaction(commit=True) as cursor:
-            yield cursor
-
-
-@contextmanager
-def unavailable(what: str) -> Iterator[None]:
-    """Turn what the driver or eventsourcing raises into the one error of a store that cannot be used now."""
-    try:
-        yield
-    except (PersistenceError, sqlite3.Error) as error:
-        raise KmsError("ServiceUnavailableTemporary", f"the store cannot {what}: {error}") from error
-
-
-class ChainedRecorder(SQLiteApplicationRecorder):
-    """Appends events with their hashes, and the statements of the read models, in one transaction."""
-
-    def construct_create_table_statements(self) -> list[str]:
-        return list(STATEMENTS)
-
-    def _insert_events(
-        self, c: SQLiteCursor, stored_events: Sequence[StoredEvent], *, statements: Iterable[Statement] = (), **_: Any
-    ) -> Sequence[int]:
-        # Write first: this takes the write lock, with the busy time-out; a read first could only fail as "database is locked".
-        c.execute("UPDATE head SET position = position + ? WHERE id = 1 RETURNING position, log_hash", (len(stored_events),))
-        last, log_prev = c.fetchone()
-        position = last - len(stored_events)
-        heads: dict[str, bytes] = {}
-        positions = []
-        for event in stored_events:
-            stream = str(event.originator_id)
-            stream_prev = heads.get(stream) or self._stream_head(c, stream, event.originator_version)
-            position += 1
-            own = stream_hash(stream_prev, stream, event.originator_version, event.topic, event.state)
-            chained = log_hash(log_prev, position, own)
-            c.execute(
-                "INSERT INTO stored_events VALUES (?,?,?,?,?,?,?,?,?)",
-                (position, stream, event.originator_version, event.topic, event.state, stream_prev, own, log_prev, chained),
-            )
-            heads[stream], log_prev = own, chained
-            positions.append(position)
-        c.execute("UPDATE head SET log_hash = ? WHERE id = 1", (log_prev,))
-        for sql, params in statements:
-            c.execute(sql, params)
-        return positions
-
-    @staticmethod
-    def _stream_head(c: SQLiteCursor, stream: str, version: int) -> bytes:
-        c.execute("SELECT stream_hash FROM stored_events WHERE originator_id = ? AND originator_version = ?", (stream, version - 1))
-        row = c.fetchone()
-        return bytes(row[0]) if row else GENESIS
-
-
-def open_database(path: Path) -> tuple[DurableDatastore, ChainedRecorder]:
-    """Open, and create where it is missing, the database of a home. The caller holds the home lock: stock table creation fails when
-    several processes do it together.
-
-    Raises SetupError when the file is newer than this program or not as durable as it must be.
-    """
-    created = not path.exists()
-    if created:
-        os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # -wal and -shm get the mode of this file
-    datastore = DurableDatastore(path)
-    recorder = ChainedRecorder(datastore)
-    with datastore.reading() as cursor:
-        cursor.execute("PRAGMA user_version")
-        version = cursor.fetchone()[0]
-    if version > SCHEMA_VERSION:
-        datastore.close()
-        raise SetupError(f"{path} was written by a newer kmscore (schema {version}, this one knows {SCHEMA_VERSION}): use that one")
-    if version < SCHEMA_VERSION:
-        with unavailable("be created"):
-            recorder.create_table()
-        with datastore.writing() as cursor:  # one transaction: a kill in it leaves the older version as it was
-            for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
-                for statement in MIGRATIONS[step]:
-                    cursor.execute(statement)
-            cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
-    found = durability(datastore)
-    if found != DURABLE:
-        datastore.close()
-        raise SetupError(f"{path} is not durable: {found} where {DURABLE} is needed; is it on a file system without shared memory?")
-    if created:
-        sync_directory(path.parent)
-    return datastore, recorder
-
-
-DURABLE = {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
-
-
-def durability(datastore: DurableDatastore) -> dict[str, str | int]:
-    """The settings that durability and deletion rest on, as the connection says them."""
-    with datastore.reading() as cursor:
-        values: dict[str, str | int] = {}
-        for name in DURABLE:
-            cursor.execute(f"PRAGMA {name}")
-            values[name] = cursor.fetchone()[0]
-    return values
-
-
-def sqlite_version() -> str:
-    return sqlite3.sqlite_version
+        with unavailable("empty its log"):
+            try:
+                with closing(sqlite3.connect(self.pool.db_name, timeout=EMPTY_LOG_SECONDS)) as connection:
+                    return not connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            except sqlite3.Error as error:
+                raise OperationalError(str(error)) from error
+        raise AssertionError

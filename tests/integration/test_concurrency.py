@@ -205,7 +205,7 @@ def test_one_process_that_does_not_let_go_is_waited_for_once(kms: Kms, clock: Fi
     for key in keys:
         kms.schedule_key_deletion(key, pending_window_in_days=7)
     clock.advance(timedelta(days=7))
-    monkeypatch.setattr(kms._s.ring._freshness, "wait_until_seen", stuck)
+    monkeypatch.setattr(kms._s.ring._freshness, "wait_until_settled", stuck)
     assert {key for key, _ in kms.run_due().failed} == set(keys)
     assert waits == [kms.settings.eviction_wait_seconds, 0, 0, 0]
     waits.clear()

@@ -24,15 +24,27 @@ from kmscore.errors import Conflict, KmsError, SetupError
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
-from kmscore.store.sqlite import ChainedRecorder, DurableDatastore, durability, open_database
+from kmscore.store.recorder import ChainedRecorder
+from kmscore.store.sqlite import SqliteStore
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
+
+
+def open_database(path: Path) -> SqliteStore:
+    datastore = SqliteStore(path)
+    try:
+        datastore.prepare()
+    except BaseException:
+        datastore.close()
+        raise
+    return datastore
 
 
 class Opened:
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.datastore, self.recorder = open_database(path)
+        self.datastore = open_database(path)
+        self.recorder = ChainedRecorder(self.datastore)
         self.store = KeyStore(self.recorder, "boot/1/1")
         self.queries = Queries(self.datastore)
 
@@ -80,7 +92,7 @@ def test_the_file_is_private_and_durable(opened: Opened) -> None:
     for suffix in ("", "-wal", "-shm"):
         mode = stat.S_IMODE(os.stat(f"{opened.path}{suffix}").st_mode)
         assert mode == 0o600, suffix
-    assert durability(opened.datastore) == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
+    assert opened.datastore.durability() == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
 
 
 def test_an_intent_is_invisible_and_an_outcome_is_not(opened: Opened) -> None:
@@ -183,7 +195,7 @@ class Faulty(ChainedRecorder):
 
 
 def test_an_ambiguous_commit_is_settled_by_reading_again(tmp_path: Path) -> None:
-    datastore, _ = open_database(tmp_path / "kms.db")
+    datastore = open_database(tmp_path / "kms.db")
     recorder = Faulty(datastore)
     store = KeyStore(recorder, "boot/1/1")
     active_key(store, "key-1")
@@ -223,7 +235,7 @@ def holding_the_write_lock(path: Path, seconds: float) -> Iterator[None]:
 
 
 def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
-    datastore, _ = open_database(tmp_path / "kms.db")
+    datastore = open_database(tmp_path / "kms.db")
     datastore.close()
     with sqlite3.connect(tmp_path / "kms.db") as connection:
         connection.execute("PRAGMA user_version = 99")
@@ -407,10 +419,8 @@ def test_due_rows_are_those_of_the_state(opened: Opened) -> None:
 
 
 def test_a_store_that_cannot_be_read_says_so(opened: Opened) -> None:
-    class Broken(DurableDatastore):
-        pass
-
-    broken = Broken(opened.path.with_name("missing") / "kms.db")
+    broken = SqliteStore(opened.path.with_name("broken.db"))
+    opened.path.with_name("broken.db").write_bytes(b"this is no database " * 300)
     with pytest.raises(KmsError) as failed:
         Queries(broken).position()
     assert failed.value.code == "ServiceUnavailableTemporary"
