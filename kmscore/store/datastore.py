@@ -6,15 +6,19 @@ truth as 0 and 1, IS NOT DISTINCT FROM.
 
 from __future__ import annotations
 
+import os
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
-from eventsourcing.persistence import PersistenceError
+from eventsourcing.persistence import InterfaceError, PersistenceError
 
 from kmscore.errors import KmsError
 from kmscore.results import Finding
+
+CLOSE_SECONDS = 60.0  # more than any statement takes, a writer's wait for another included
 
 Statement = tuple[str, Sequence[Any]]
 
@@ -33,13 +37,33 @@ class Datastore(ABC):
     shared: bool
     """Whether processes of other homes, and of other machines, may have it open as well."""
 
-    @abstractmethod
-    def transaction(self, *, commit: bool) -> AbstractContextManager[Cursor]:
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self._idle = threading.Condition()
+        self._users = 0
+        self._closed = False
+
+    @contextmanager
+    def transaction(self, *, commit: bool) -> Iterator[Cursor]:
         """A cursor in a transaction on one state of the database, that is durable when the block ends if `commit`.
 
         Raises eventsourcing's PersistenceError; IntegrityError means that nothing was stored, any other may mean that it was.
         Write first in one that writes: a read first may fail as locked (SQLite), or see what is old by then (PostgreSQL).
         """
+        with self._idle:
+            if self._closed:
+                raise InterfaceError("it is closed")
+            self._users += 1
+        try:
+            with self._transaction(commit) as cursor:
+                yield cursor
+        finally:
+            with self._idle:
+                self._users -= 1
+                self._idle.notify_all()
+
+    @abstractmethod
+    def _transaction(self, commit: bool) -> AbstractContextManager[Cursor]: ...
 
     @abstractmethod
     def forget(self) -> bool:
@@ -57,9 +81,21 @@ class Datastore(ABC):
     def examine(self) -> Finding:
         """Whether an acknowledged change is as durable as it must be."""
 
-    @abstractmethod
     def close(self) -> None:
-        """Idempotent. Does nothing in a forked child, whose parent's connections these are."""
+        """Close every connection once nobody uses one: none is closed under a statement.
+
+        Idempotent. Does nothing in a forked child, whose parent's connections these are.
+        """
+        if os.getpid() != self._pid:
+            return
+        with self._idle:
+            self._closed = True
+            if not self._idle.wait_for(lambda: not self._users, CLOSE_SECONDS):
+                return  # better leaked than crashed, as SQLite does
+        self._close()
+
+    @abstractmethod
+    def _close(self) -> None: ...
 
     @contextmanager
     def reading(self) -> Iterator[Cursor]:

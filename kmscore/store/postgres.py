@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 import zlib
 from collections.abc import Iterator, Sequence
@@ -146,7 +145,7 @@ class PostgresStore(Datastore):
 
     def __init__(self, url: str) -> None:
         """Connects once, to say at once what is wrong. Raises SetupError."""
-        self._pid = os.getpid()
+        super().__init__()
         self.url = url
         try:
             with connect(url) as connection:
@@ -166,7 +165,7 @@ class PostgresStore(Datastore):
         return connect(self.url, name)
 
     @contextmanager
-    def transaction(self, *, commit: bool) -> Iterator[Cursor]:
+    def _transaction(self, commit: bool) -> Iterator[Cursor]:
         with translated():
             pooled = self._pool.get_connection()
             try:
@@ -182,8 +181,7 @@ class PostgresStore(Datastore):
             finally:
                 if pooled.raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
                     pooled.close()
-                with suppress(persistence.ConnectionPoolClosedError):
-                    self._pool.put_connection(pooled)
+                self._pool.put_connection(pooled)
 
     @contextmanager
     def starting(self) -> Iterator[None]:
@@ -243,9 +241,8 @@ class PostgresStore(Datastore):
             return Finding("ok", said)
         return Finding("fail", f"{said}; an acknowledged change could be lost", "turn fsync and full_page_writes on in postgresql.conf")
 
-    def close(self) -> None:
-        if os.getpid() == self._pid:
-            self._pool.close()
+    def _close(self) -> None:
+        self._pool.close()
 
 
 def _plain(error: psycopg.Error) -> str:

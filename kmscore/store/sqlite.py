@@ -10,18 +10,17 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from eventsourcing.persistence import InterfaceError, OperationalError
-from eventsourcing.sqlite import SQLiteConnection, SQLiteConnectionPool, SQLiteCursor, SQLiteDatastore
+from eventsourcing.persistence import OperationalError
+from eventsourcing.sqlite import SQLiteConnection, SQLiteConnectionPool, SQLiteDatastore
 
 from kmscore.disk import sync_directory
 from kmscore.errors import SetupError
 from kmscore.results import Finding
-from kmscore.store.datastore import Datastore, unavailable
+from kmscore.store.datastore import Cursor, Datastore, unavailable
 from kmscore.store.schema import MIGRATIONS, SCHEMA_VERSION, STATEMENTS, first_rows
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
 EMPTY_LOG_SECONDS = 0.2  # the destruction of software material is taken up again when this was too short
-CLOSE_SECONDS = 60.0  # more than any statement takes, a writer's wait for another included
 POOL_SIZE = 8
 POOL_OVERFLOW = 56  # a thread of the service each, at most
 
@@ -63,21 +62,18 @@ class DurablePool(SQLiteConnectionPool):
             raise
 
 
-class SqliteStore(SQLiteDatastore, Datastore):
+class SqliteStore(Datastore):
     shared = False
 
     def __init__(self, path: Path) -> None:
         """The caller holds the lock of the home; the file is created where it is missing."""
+        super().__init__()
         self._path = path
-        self._pid = os.getpid()
-        self._idle = threading.Condition()
-        self._users = 0
-        self._closed = False
         self._created = not path.exists()
         if self._created:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # -wal and -shm get the mode of this file
-        super().__init__(str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, originator_id_type="text")
-        self.pool = DurablePool(
+        self._library = SQLiteDatastore(str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, originator_id_type="text")
+        self.pool = self._library.pool = DurablePool(
             db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
         )
 
@@ -128,36 +124,15 @@ class SqliteStore(SQLiteDatastore, Datastore):
         return Finding("fail", f"SQLite settings are {said}; an acknowledged change could be lost", "report this: kmscore sets them")
 
     @contextmanager
-    def transaction(self, *, commit: bool) -> Iterator[SQLiteCursor]:
+    def _transaction(self, commit: bool) -> Iterator[Cursor]:
         try:
-            with super().transaction(commit=commit) as cursor:
+            with self._library.transaction(commit=commit) as cursor:
                 yield cursor
         except sqlite3.Error as error:  # the library leaves those of BEGIN as they are
             raise OperationalError(str(error)) from error
 
-    @contextmanager
-    def get_connection(self, *, commit: bool) -> Iterator[SQLiteConnection]:
-        with self._idle:
-            if self._closed:
-                raise InterfaceError("it is closed")
-            self._users += 1
-        try:
-            with super().get_connection(commit=commit) as connection:
-                yield connection
-        finally:
-            with self._idle:
-                self._users -= 1
-                self._idle.notify_all()
-
-    def close(self) -> None:
-        """Close every connection once nobody uses one: SQLite crashes when one is closed under a statement."""
-        if os.getpid() != self._pid:
-            return
-        with self._idle:
-            self._closed = True
-            if not self._idle.wait_for(lambda: not self._users, CLOSE_SECONDS):
-                return  # better leaked than crashed
-        super().close()
+    def _close(self) -> None:
+        self._library.close()
 
     def forget(self) -> bool:
         """Move everything from the write-ahead log into the file, whose deleted cells are overwritten, and empty the log.

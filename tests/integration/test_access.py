@@ -106,6 +106,7 @@ def test_an_access_key_is_known_until_it_is_not(world: World) -> None:
     assert code(world.kms.credential, "KMSNONE") == code(world.kms.credential, "") == "InvalidAccessKeyId.NotFound"
 
 
+@pytest.mark.sqlite
 def test_secrets_are_sealed_and_go_with_their_access_key(world: World) -> None:
     def rows() -> list[tuple[str, bytes]]:
         with closing(sqlite3.connect(world.home / "kms.db")) as database:
@@ -205,6 +206,7 @@ def test_what_is_taken_away_is_refused_in_every_process_when_the_call_returns(wo
         writer.close()
 
 
+@pytest.mark.sqlite
 def test_a_home_of_the_version_before_gets_its_tables(tmp_path: Path) -> None:
     with open_home(tmp_path / "home") as kms:
         key = kms.create_key().key_id

@@ -241,6 +241,7 @@ kms.close()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.sqlite
 def test_a_commit_is_seen_through_a_large_log_without_a_scan(kms: Kms) -> None:
     with kms._s.queries._datastore.reading() as cursor:
         cursor.execute("EXPLAIN QUERY PLAN SELECT position, originator_id FROM stored_events WHERE position > ? ORDER BY position", (5,))

@@ -97,6 +97,7 @@ def test_a_closed_engine_says_so(tmp_path: Path) -> None:
             call()
 
 
+@pytest.mark.sqlite
 def test_homes_and_settings_that_are_refused(tmp_path: Path) -> None:
     document = tmp_path / "document"
     document.write_text("mine")
@@ -121,6 +122,7 @@ def test_homes_and_settings_that_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "never").exists()
 
 
+@pytest.mark.sqlite
 def test_a_lost_database_beside_a_token_with_keys_is_not_replaced(tmp_path: Path) -> None:
     script = """
 import sys, pathlib, kmscore
@@ -184,6 +186,7 @@ def test_quotas(tmp_path: Path) -> None:
         assert code(kms.create_alias, key, alias_name="alias/b") == "Rejected.LimitExceeded"
 
 
+@pytest.mark.sqlite
 def test_an_empty_directory_becomes_a_home_that_is_the_owners_alone(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o755)

@@ -85,6 +85,7 @@ def test_an_attempt_is_its_owners_at_length(tmp_path: Path) -> None:
     meddle(tmp_path / "home", 20)
 
 
+@pytest.mark.sqlite
 def test_a_removal_does_not_destroy_what_another_one_added_before_all_have_let_go(tmp_path: Path) -> None:
     """An expiry is in the middle of its work; meanwhile somebody else finishes it, the material comes again, is in use in a process that
     stalls, and is deleted: that deletion waits, and the older one must not do its work for it."""

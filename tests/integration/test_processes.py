@@ -232,6 +232,7 @@ def test_a_dead_writer_that_announced_nothing_is_noticed(kms: Kms) -> None:
     raise AssertionError("the change was never seen")
 
 
+@pytest.mark.sqlite
 def test_destruction_waits_for_a_process_that_is_stopped(home: Path) -> None:
     """A stopped process may hold session keys: the destruction is not acknowledged before it has let go, or is dead."""
     clock = kmscore.FixedClock(datetime(2030, 1, 1, tzinfo=UTC))
