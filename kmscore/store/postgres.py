@@ -66,13 +66,15 @@ class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """Gives up a server that does not answer: the server's own time-outs do not run in one that is stopped."""
 
     def wait(self, gen: Any, interval: float = 0.5, timeout: float | None = None) -> Any:
+        if timeout is not None:
+            return super().wait(gen, interval, timeout)
         try:
-            return super().wait(gen, interval, ANSWER_SECONDS if timeout is None else timeout)
+            return super().wait(gen, interval, ANSWER_SECONDS)
         except psycopg.OperationalError as error:
-            if type(error).__name__ == "_WaitTimeout":
-                self.pgconn.finish()
-                raise psycopg.OperationalError("the server does not answer") from error
-            raise
+            if type(error).__name__ != "_WaitTimeout":
+                raise
+            self.pgconn.finish()
+            raise psycopg.OperationalError("the server does not answer") from error
 
 
 def connect(url: str, name: str = "kmscore") -> BoundedConnection:
