@@ -17,10 +17,10 @@ from pathlib import Path
 import pytest
 from command import ROOT, Command
 from local_servers import family, free_port
+from test_serve import get
 
 from kmscore.config import Settings, load_settings
 from kmscore.errors import SetupError
-from test_serve import get
 
 pytestmark = pytest.mark.slow
 
