@@ -2,10 +2,11 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: help run dev build test test-full crash fuzz lint bench clean
+.PHONY: help run dev build test test-full crash fuzz lint bench cluster clean
 
 help:
 	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var); TLS=1 for TLS"
+	@echo "make cluster    the same on PostgreSQL and Redis: two nodes (KMS_LISTEN and the next port), two workers, beat"
 	@echo "make test       the suite; make test-full adds the long campaigns; make crash is 300 kills; make fuzz"
 	@echo "make lint       ruff, mypy, cython-lint"
 	@echo "make bench      benchmarks into benchmarks/results/"
@@ -14,6 +15,10 @@ help:
 run:
 	@scripts/setup.sh run
 	@exec .venv/bin/kms serve $(if $(TLS),--tls)
+
+cluster:
+	@scripts/setup.sh cluster
+	@exec .venv/bin/python scripts/cluster.py
 
 dev:
 	@scripts/setup.sh dev
@@ -38,6 +43,7 @@ lint: dev
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy --strict scripts/*.py
 	PATH="$(CURDIR)/.venv/bin:$$PATH" cython-lint ext  # it looks for pycodestyle on the path
 
 bench:

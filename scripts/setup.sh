@@ -1,6 +1,6 @@
 #!/bin/sh
 # Makes the checkout ready: system packages where it may install them, a virtual environment, the compiled core.
-# Usage: scripts/setup.sh run|dev|bench. Does nothing when everything is there and unchanged. Needs no standard input.
+# Usage: scripts/setup.sh run|dev|bench|cluster. Does nothing when everything is there and unchanged. Needs no standard input.
 set -eu
 cd "$(dirname "$0")/.."
 want=${1:-run}
@@ -19,6 +19,8 @@ need() { # PACKAGE TEST…
 header() { echo "#include <$1>" | cc -E - ; }
 softhsm() { ls /usr/lib/softhsm/libsofthsm2.so /usr/lib/*/softhsm/libsofthsm2.so /usr/lib64/pkcs11/libsofthsm2.so 2>/dev/null | grep -q . ; }
 softokn() { ls /usr/lib/*/nss/libsoftokn3.so /usr/lib64/libsoftokn3.so 2>/dev/null | grep -q . ; }
+# Debian keeps them off the path. The services that come with these packages are neither used nor touched.
+postgresql() { command -v initdb || ls /usr/lib/postgresql/*/bin/initdb ; }
 python_header() { test -f "$(python3 -c 'import sysconfig; print(sysconfig.get_paths()["include"])')/Python.h" ; }
 virtualenv() { python3 -c 'import venv, ensurepip' ; }
 
@@ -28,7 +30,11 @@ need libssl-dev header openssl/evp.h
 need python3-dev python_header
 [ -x $venv/bin/python ] || need python3-venv virtualenv
 [ "${KMS_PKCS11_MODULE:-}" ] || need softhsm2 softhsm
-if [ "$want" != run ]; then
+if [ "$want" = cluster ] || [ "$want" = dev ]; then
+    need postgresql postgresql
+    need redis-server command -v redis-server
+fi
+if [ "$want" = dev ] || [ "$want" = bench ]; then
     need strace command -v strace
     need nodejs command -v node # for the clients of the tests
     need npm command -v npm
@@ -66,6 +72,7 @@ python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
 extras=""
 [ "$want" = dev ] && extras="[dev]"
 [ "$want" = bench ] && extras="[dev,bench]"
+[ "$want" = cluster ] && extras="[postgres,scheduler]"
 stamp=$venv/.kmscore-$want
 # Rebuilt whenever what is compiled, or what is installed, has changed.
 state=$(cat pyproject.toml setup.py ext/* | cksum)
