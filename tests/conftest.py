@@ -7,13 +7,14 @@ import runpy
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(Path(__file__).parent))  # custody_helpers
+sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "scripts")]  # custody_helpers, local_servers
 
 # The same examples in every run: a failure in CI is a failure here. HYPOTHESIS_PROFILE=explore looks for new ones.
 settings.register_profile("default", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
@@ -28,6 +29,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--store") == "postgresql":
         hook = Path(__file__).parent / "on_postgres"
+        from local_servers import Postgres
+
+        server = Postgres(Path(tempfile.mkdtemp(prefix="kmscore-postgres-")), durable=False)
+        server.start()
+        config.add_cleanup(lambda: (server.stop(), shutil.rmtree(server.directory, ignore_errors=True)))
+        os.environ["TEST_POSTGRES_URL"] = server.create_database("kms")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
         runpy.run_path(str(hook / "sitecustomize.py"))
 
