@@ -31,9 +31,11 @@ def pytest_configure(config: pytest.Config) -> None:
         hook = Path(__file__).parent / "on_postgres"
         from local_servers import Postgres
 
-        server = Postgres(Path(tempfile.mkdtemp(prefix="kmscore-postgres-")), durable=False)
+        directory = tempfile.TemporaryDirectory(prefix="kmscore-postgres-")
+        config.add_cleanup(directory.cleanup)
+        server = Postgres(Path(directory.name) / "server", durable=False)
+        config.add_cleanup(server.stop)  # first
         server.start()
-        config.add_cleanup(lambda: (server.stop(), shutil.rmtree(server.directory, ignore_errors=True)))
         os.environ["TEST_POSTGRES_URL"] = server.create_database("kms")
         os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(hook), os.environ.get("PYTHONPATH"))))
         runpy.run_path(str(hook / "sitecustomize.py"))
