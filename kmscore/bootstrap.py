@@ -38,6 +38,7 @@ from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.effects import Effects
 from kmscore.engine.exporting import Exporting
+from kmscore.engine.gauges import Gauges
 from kmscore.engine.importing import Importing
 from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
@@ -52,10 +53,12 @@ from kmscore.ids import RandomIds
 from kmscore.process import this_process
 from kmscore.results import Finding
 from kmscore.store.freshness import Freshness
+from kmscore.store.gauges import StoreGauges
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import AccessUses, Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
 from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_database, sqlite_version
+from kmscore.store.watched import WatchedKeyStore
 
 log = logging.getLogger("kmscore")
 
@@ -140,7 +143,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     facts = Facts(datastore)
     instance_id = facts.set_once("instance_id", secrets.token_hex(4))
     me = this_process()
-    store = KeyStore(recorder, str(me))
+    store = WatchedKeyStore(recorder, str(me))
     freshness = Freshness(settings.home / "run")
     stack.callback(freshness.close)
 
@@ -198,6 +201,7 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         tagging=Tagging(lifecycle, queries, clock, place),
         access=access,
         authority=Authority(ring, access, place),
+        gauges=Gauges(ring, keepers, StoreGauges(datastore, store), clock),
         examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
     )
     return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)

@@ -21,6 +21,7 @@ from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import OpenIntent, Queries
 from kmscore.store.readmodel import MATERIAL
+from kmscore.tracing import span
 
 Now = Callable[[], By]
 Outcome = Callable[[Key, Facts, By], None]
@@ -72,7 +73,11 @@ class Effects:
         def outcome(key: Key, facts: Facts, by: By) -> None:
             key.material_ready(ref.material_id, facts, by)
 
-        self.obtain(key_id, keeper, ref.material_id, lambda: keeper.generate(ref), outcome, now)
+        def make() -> Facts:
+            with span("custody.generate", key_id=key_id, level=keeper.level.value, spec=ref.spec.value):
+                return keeper.generate(ref)
+
+        self.obtain(key_id, keeper, ref.material_id, make, outcome, now)
 
     def obtain(self, key_id: str, keeper: Keeper, material_id: bytes, make: Callable[[], Facts], outcome: Outcome, now: Now) -> None:
         """Do what an open intent announced, and append its outcome.
@@ -93,7 +98,7 @@ class Effects:
                 return  # an append of ours that looked lost was not
             if key.open_intent is None or key.open_intent.material_id != material_id.hex():
                 # Only a recovery that took this process for dead can have closed it: what came into being since is destroyed, too.
-                keeper.destroy(material_id)
+                _destroy(key_id, keeper, material_id)
                 raise KmsError("ServiceUnavailableTemporary", "the attempt was given up by another process; try again")
             outcome(key, facts, now())
 
@@ -101,7 +106,7 @@ class Effects:
 
     def _abandon(self, key_id: str, keeper: Keeper, material_id: bytes, now: Now) -> bool:
         """Destroy by id, never adopt, and record it. Idempotent."""
-        keeper.destroy(material_id)
+        _destroy(key_id, keeper, material_id)
         done = False
 
         def outcome(key: Key) -> None:
@@ -130,11 +135,12 @@ class Effects:
                 return
             if waited_for != (ends, key.doomed_materials):  # at first, and when another removal came in between
                 generation = self.announce()
-                self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
+                with span("eviction", key_id=key_id):
+                    self._freshness.wait_until_seen(generation, eviction_wait)  # D2: no process holds a session key of it
                 waited_for = ends, key.doomed_materials
                 continue
             for material_id in sorted(key.doomed_materials):
-                keeper.destroy(bytes.fromhex(material_id))  # D3, D4
+                _destroy(key_id, keeper, bytes.fromhex(material_id))  # D3, D4
             by = now()
             key.finish_removal(by)
             with suppress(Conflict):  # someone finished it first, or moved an alias: look again
@@ -194,3 +200,8 @@ class Effects:
             with suppress(Conflict):
                 self._store.append(key)
                 return
+
+
+def _destroy(key_id: str, keeper: Keeper, material_id: bytes) -> None:
+    with span("custody.destroy", key_id=key_id, level=keeper.level.value):
+        keeper.destroy(material_id)

@@ -19,6 +19,7 @@ from eventsourcing.sqlite import (
     SQLiteDatastore,
 )
 
+from kmscore.counts import STORE_ERRORS, count
 from kmscore.disk import sync_directory
 from kmscore.domain.chain import GENESIS, log_hash, stream_hash
 from kmscore.errors import KmsError, SetupError
@@ -133,6 +134,7 @@ def unavailable(what: str) -> Iterator[None]:
     try:
         yield
     except (PersistenceError, sqlite3.Error) as error:
+        count(STORE_ERRORS, what)
         raise KmsError("ServiceUnavailableTemporary", f"the store cannot {what}: {error}") from error
 
 
