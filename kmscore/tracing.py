@@ -46,9 +46,23 @@ def root(name: str) -> AbstractContextManager[Any]:
     return _NOTHING if _tracer is None else _whole(name)
 
 
-def serving(headers: Iterable[tuple[bytes, bytes]]) -> AbstractContextManager[Served | None]:
-    """The span of a request, which goes on with the trace that its `traceparent` names (W3C Trace Context). None when off."""
-    return _NOTHING if _tracer is None else _served(headers)
+def on() -> bool:
+    """For the way of every request, where even nothing costs something."""
+    return _tracer is not None
+
+
+@contextmanager
+def serving(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[Served]:
+    """The span of a request, which goes on with the trace that its `traceparent` names (W3C Trace Context). Only while it is on."""
+    from opentelemetry.context import Context
+    from opentelemetry.trace import SpanKind
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    said = [(name.decode(), value.decode("latin-1")) for name, value in headers if name in _CONTINUES]
+    carrier = dict(said) if len({name for name, _ in said}) == len(said) else {}  # given twice, it is nobody's
+    context = TraceContextTextMapPropagator().extract(carrier, context=Context())
+    with _started("request", {}, context=context, kind=SpanKind.SERVER) as current:
+        yield Served(current)
 
 
 def traced(key: T, **attributes: str | int) -> T:
@@ -155,19 +169,6 @@ def _whole(name: str) -> Iterator[None]:
 
     with _started(name, {}, context=Context()):
         yield
-
-
-@contextmanager
-def _served(headers: Iterable[tuple[bytes, bytes]]) -> Iterator[Served]:
-    from opentelemetry.context import Context
-    from opentelemetry.trace import SpanKind
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    said = [(name.decode(), value.decode("latin-1")) for name, value in headers if name in _CONTINUES]
-    carrier = dict(said) if len({name for name, _ in said}) == len(said) else {}  # given twice, it is nobody's
-    context = TraceContextTextMapPropagator().extract(carrier, context=Context())
-    with _started("request", {}, context=context, kind=SpanKind.SERVER) as current:
-        yield Served(current)
 
 
 @contextmanager

@@ -13,6 +13,7 @@ from contextvars import copy_context
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from kmscore import tracing
 from kmscore.api import answers
 from kmscore.api.metrics import Metrics
 from kmscore.api.nonces import Nonces
@@ -25,7 +26,6 @@ from kmscore.ids import new_request_id
 from kmscore.logs import access_log, log_fault, told
 from kmscore.operations import OPERATIONS, find, invoke
 from kmscore.operations.table import SECRETS
-from kmscore.tracing import Served, serving
 
 if TYPE_CHECKING:
     from kmscore.engine.kms import Kms
@@ -67,21 +67,21 @@ class Door:
         self._waiting = 0
         self._access_log = access_log
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._metrics.in_flight += 1
-        try:
-            with serving(scope["headers"]) as span:
-                await self._serve(scope, receive, send, span)
-        finally:
-            self._metrics.in_flight -= 1
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        return self._in_a_span(scope, receive, send) if tracing.on() else self._serve(scope, receive, send, None)
 
-    async def _serve(self, scope: Scope, receive: Receive, send: Send, span: Served | None) -> None:
+    async def _in_a_span(self, scope: Scope, receive: Receive, send: Send) -> None:
+        with tracing.serving(scope["headers"]) as span:
+            await self._serve(scope, receive, send, span)
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send, span: tracing.Served | None) -> None:
         request_id = new_request_id()
         started = time.perf_counter()
         operation, code, whole = "", "OK", False
         host = access_key_id = ""
         request: Request | None = None
         answer: dict[str, Any] = {}
+        self._metrics.in_flight += 1
         try:
             body = b""
             if has_body(scope):
@@ -99,25 +99,28 @@ class Door:
             refusal = self._refusal(error, request_id, operation)
             code = refusal.code
             status, headers, data = answers.failure(refusal, request_id, host, close=not whole)
+        finally:
+            self._metrics.in_flight -= 1
         await send({"type": "http.response.start", "status": status, "headers": headers})
         await send({"type": "http.response.body", "body": data})
         seconds = time.perf_counter() - started
         self._metrics.answered(operation, code, seconds)
-        if self._access_log or span is not None:
-            key_id = _key_id(request, answer)
-            if span is not None:
-                span.answered(operation=operation, code=code, status=status, request_id=request_id, key_id=key_id)
-            if self._access_log:
-                outcome = told(
-                    operation=operation,
-                    code=code,
-                    status=status,
-                    key_id=key_id,
-                    duration_ms=round(seconds * 1000, 3),
-                    request_id=request_id,
-                    access_key_id=access_key_id,
-                )
-                access_log.info("%s %s", operation or "request", code, extra=outcome)
+        if span is None and not self._access_log:
+            return
+        key_id = _key_id(request, answer)
+        if span is not None:
+            span.answered(operation=operation, code=code, status=status, request_id=request_id, key_id=key_id)
+        if self._access_log:
+            outcome = told(
+                operation=operation,
+                code=code,
+                status=status,
+                key_id=key_id,
+                duration_ms=round(seconds * 1000, 3),
+                request_id=request_id,
+                access_key_id=access_key_id,
+            )
+            access_log.info("%s %s", operation or "request", code, extra=outcome)
 
     def _let_in(self, request: Request) -> tuple[Any, str]:
         """Who calls, and what. Raises KmsError for a request that is not genuine, not of now, or seen before."""

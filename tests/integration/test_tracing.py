@@ -140,8 +140,9 @@ def test_a_part_of_nothing_is_no_span_and_a_tick_is_one(spans: InMemorySpanExpor
 def test_off_there_is_nothing() -> None:
     key = object()
     assert tracing.traced(key, key_id="k") is key
-    with tracing.serving([(b"traceparent", b"x")]) as span, tracing.span("x", key_id="k"), tracing.root("x"):
+    with tracing.span("x", key_id="k") as span, tracing.root("x"):
         assert span is None
+    assert not tracing.on()
     assert tracing.current_ids() == {}
 
 
