@@ -38,6 +38,7 @@ from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.effects import Effects
 from kmscore.engine.exporting import Exporting
+from kmscore.engine.gauges import Gauges
 from kmscore.engine.importing import Importing
 from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
@@ -53,11 +54,13 @@ from kmscore.results import Finding
 from kmscore.store.datastore import Datastore
 from kmscore.store.freshness import Freshness
 from kmscore.store.gate import SharedGate
+from kmscore.store.gauges import StoreGauges
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import AccessUses, Facts, Remains, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
 from kmscore.store.recorder import ChainedRecorder
 from kmscore.store.sqlite import SqliteStore
+from kmscore.store.watched import WatchedKeyStore
 
 log = logging.getLogger("kmscore")
 
@@ -157,7 +160,7 @@ def _assemble(settings: Settings, datastore: Datastore, clock: Clock, hsm: Keepe
     instance_id = facts.set_once("instance_id", secrets.token_hex(4))
     freshness = _freshness(settings, datastore)
     stack.callback(freshness.close)
-    store = KeyStore(ChainedRecorder(datastore), freshness.owner)
+    store = WatchedKeyStore(ChainedRecorder(datastore), freshness.owner)
 
     keepers: dict[ProtectionLevel, Keeper] = {}
     if hsm is not None:
@@ -219,6 +222,7 @@ def _assemble(settings: Settings, datastore: Datastore, clock: Clock, hsm: Keepe
         tagging=Tagging(lifecycle, queries, clock, place),
         access=access,
         authority=Authority(ring, access, place),
+        gauges=Gauges(ring, keepers, StoreGauges(datastore, store), clock, freshness.lease_age),
         examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
     )
     return services

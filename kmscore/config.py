@@ -29,6 +29,9 @@ MAX_SECONDS = 86_400
 MAX_COUNT = 1 << 31
 MAX_WORKERS = 64
 NO_TOKEN = "none"
+LOG_FORMATS = ("text", "json")
+LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
+EXPORTERS = ("otlp", "console")  # of OpenTelemetry, by its own names
 TOKEN_LABEL = "kmscore"
 
 
@@ -79,6 +82,11 @@ class Settings:
     # How long a client may take to send the headers of a request, and then its body, before the service lets go.
     header_seconds: float = 15.0
     body_seconds: float = 20.0
+    # --- what a service tells of itself
+    log_format: str = "text"  # or "json": an object in a line
+    log_level: str = "WARNING"  # INFO adds a line for each change of state
+    access_log: bool = False  # a line for each request, whatever the level
+    tracing: bool = False  # spans by OTLP; also on where the environment of OpenTelemetry names an exporter
 
     @property
     def has_token(self) -> bool:
@@ -111,7 +119,7 @@ class Settings:
 _ENVIRONMENT = (
     "listen database_url redis_url region account_id root_access_key_id root_access_key_secret"
     " pkcs11_module pkcs11_token pkcs11_pin_file pkcs11_init_args allow_host_unwrap clock_file"
-    " workers tls_certificate tls_key requests_per_second"
+    " workers tls_certificate tls_key requests_per_second log_format log_level access_log tracing"
 ).split()
 
 
@@ -163,6 +171,23 @@ def client_settings(environ: Mapping[str, str] | None = None) -> ClientSettings:
     names = ("endpoint", "profile", "ca_file", "access_key_id", "access_key_secret")
     said = {name: env.get(f"KMS_{name.upper()}", "") for name in names}
     return ClientSettings(_profiles_file(env), **said, names_home=bool(env.get("KMS_HOME")))
+
+
+def traces_exporters(settings: Settings, environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Where spans go; nothing: tracing is off. Asked for by the setting, or by the variables that every OpenTelemetry SDK heeds.
+
+    Raises SetupError for an exporter that is not known here.
+    """
+    env = os.environ if environ is None else environ
+    if env.get("OTEL_SDK_DISABLED", "").lower() == "true":
+        return ()
+    endpoint = env.get("OTEL_EXPORTER_OTLP_ENDPOINT") or env.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
+    named = env.get("OTEL_TRACES_EXPORTER") or ("otlp" if settings.tracing or endpoint else "none")
+    names = tuple(name.strip() for name in named.split(",") if name.strip() != "none")
+    for name in names:
+        if name not in EXPORTERS:
+            raise SetupError(f"OTEL_TRACES_EXPORTER names {name!r}; offered are {', '.join(EXPORTERS)} and none")
+    return names
 
 
 def _profiles_file(env: Mapping[str, str]) -> Path:
@@ -242,6 +267,9 @@ def _check(settings: Settings) -> None:
         raise SetupError(f"region must be letters, digits and '-', not {settings.region!r}")
     if not 1 <= settings.workers <= MAX_WORKERS:
         raise SetupError(f"workers must be from 1 to {MAX_WORKERS}, not {settings.workers}")
+    for name, offered in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
+        if getattr(settings, name) not in offered:
+            raise SetupError(f"{name} is one of {', '.join(offered)}, not {getattr(settings, name)!r}")
     if bool(settings.root_access_key_id) != bool(settings.root_access_key_secret):
         raise SetupError("root_access_key_id and root_access_key_secret go together; one of them is not set")
     if bool(settings.tls_certificate) != bool(settings.tls_key):

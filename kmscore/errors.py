@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from kmscore.counts import TOKEN_ERRORS, count
+
 
 class Code(NamedTuple):
     """`when` it is answered, for docs/API.md. `retryable`: may the very same call succeed later?"""
@@ -97,6 +99,7 @@ class TokenError(KmsError):
         self.rv = rv
         self.function = function
         self.name = name or f"CKR 0x{rv:x}"
+        count(TOKEN_ERRORS, self.name if self.name.startswith("CKR_") else f"CKR 0x{rv:x}")  # here all of them pass, the core's too
         self.code = code
         self.message = f"the token refused {function}: {self.name}"
         self.status, _, self.retryable = CODES[code]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+
+from kmscore.clock import wall_seconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +47,17 @@ def start_time(pid: int) -> int | None:
     # The command name, in parentheses, may hold anything: count from behind it.
     fields = stat[stat.rindex(")") + 2 :].split()
     return None if fields[0] in "ZX" else int(fields[19])
+
+
+def started_at() -> float:
+    """When this process was started, in seconds since 1970."""
+    ago = time.clock_gettime(time.CLOCK_BOOTTIME) - this_process().start_time / os.sysconf("SC_CLK_TCK")
+    return wall_seconds() - ago
+
+
+def resident_bytes() -> int:
+    """How much memory this process has in use (proc(5), statm)."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 @cache

@@ -27,10 +27,10 @@ if TYPE_CHECKING:
 App = Callable[[MutableMapping[str, Any], Any, Any], Awaitable[None]]
 
 
-def build_app(kms: Kms, workers: int = 1) -> App:
+def build_app(kms: Kms, workers: int = 1, told: metrics.Metrics | None = None) -> App:
     """An ASGI application on an open engine, which it does not close. `workers`: how many processes share the limits of an access key."""
     settings = kms.settings
-    told = metrics.Metrics()
+    told = told or metrics.Metrics(kms.gauges)
     door = Door(
         kms,
         Nonces(settings.home / "run"),
@@ -38,6 +38,7 @@ def build_app(kms: Kms, workers: int = 1) -> App:
         told,
         body_seconds=settings.body_seconds,
         quick=settings.owns_token or not settings.has_token,
+        access_log=settings.access_log,
     )
     others = _others(kms, told)
 
@@ -73,7 +74,7 @@ def _others(kms: Kms, told: metrics.Metrics) -> Starlette:
         elif isinstance(error, HTTPException) and error.status_code == 405:
             refusal = KmsError("UnsupportedHTTPMethod", "This HTTP method is not supported; use GET.")
         else:
-            log_fault(f"request {request_id}", error)
+            log_fault(f"request {request_id}", error, request_id=request_id)
             refusal = internal_failure()
         status, headers, body = answers.failure(refusal, request_id, request.headers.get("host", ""), close=True)
         return Response(body, status, {name.decode(): value.decode() for name, value in headers})

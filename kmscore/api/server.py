@@ -23,7 +23,8 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 import kmscore
-from kmscore.config import Settings
+from kmscore import logs, tracing
+from kmscore.config import Settings, load_settings
 from kmscore.errors import SetupError
 from kmscore.process import start_time, this_process
 
@@ -127,17 +128,26 @@ class Loop(uvloop.Loop):
 def worker() -> App:
     """The application of a worker process. It opens the engine at its start, and ends when its parent does."""
     from kmscore.api.app import build_app
+    from kmscore.api.metrics import Metrics
 
     inner: list[App] = []
 
     @asynccontextmanager
     async def opened() -> Any:
         kmscore.protect_process()
-        with kmscore.open_kms(Path(os.environ[WORKER_HOME])) as kms:
-            inner.append(build_app(kms, kms.settings.workers))
-            watch = asyncio.create_task(_end_with_parent(int(os.environ[WORKER_PARENT])))
-            yield
-            watch.cancel()
+        settings = load_settings(Path(os.environ[WORKER_HOME]))
+        logs.configure(settings)
+        tracing.start(settings)
+        try:
+            with kmscore.open_kms(settings.home) as kms:
+                told = Metrics(kms.gauges)
+                inner.append(build_app(kms, settings.workers, told))
+                tasks = [asyncio.create_task(_end_with_parent(int(os.environ[WORKER_PARENT]))), asyncio.create_task(told.keep_fresh())]
+                yield
+                for task in tasks:
+                    task.cancel()
+        finally:
+            tracing.stop()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "lifespan":
@@ -181,6 +191,7 @@ def _config(settings: Settings, app: Any, **more: Any) -> uvicorn.Config:
         http=protocol,
         ws="none",
         loop="kmscore.api.server:Loop",
+        log_config=None,  # its loggers go the way of ours
         log_level="warning",
         access_log=False,
         server_header=False,

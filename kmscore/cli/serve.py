@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import logging
 import signal
 import socket
-import sys
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import click
 
 import kmscore
+from kmscore import logs, tracing
 from kmscore.cli.engine import home_path, open_engine, own_command, takes_home
 from kmscore.config import MAX_WORKERS, Settings, load_settings
 from kmscore.errors import SetupError
@@ -42,13 +42,16 @@ def serve(listen: str | None, workers: int | None, tls: bool) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     overrides: dict[str, Any] = {} if workers is None else {"workers": workers}
     settings = load_settings(home_path(), **overrides)
+    logs.configure(settings)
     address = listen or settings.listen
-    with _bind(address) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(_bind(address))
         settings, authority = _with_tls(settings, address, tls)
         several = settings.workers > 1
+        if tracing.start(settings):  # also where workers do it: what cannot be is said here, and once
+            stack.callback(tracing.stop)
         with open_engine(ticker=not several, tls_certificate=settings.tls_certificate, tls_key=settings.tls_key, **overrides) as kms:
             _announce(kms.settings, listener, authority)
             if not several:

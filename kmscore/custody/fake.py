@@ -7,7 +7,7 @@ A FakeToken is the token itself and outlives "restarts": make a new FakeKeeper o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -193,6 +193,9 @@ class FakeKeeper:
         key = self._key(ref, found.value)
         token.faults.pass_by("load.after")
         return key
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def inventory(self) -> Inventory:
         token = self.check_open()

@@ -7,6 +7,7 @@ cryptography through the core; both share the one initialisation in module.py.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import cast
 
 from pkcs11 import Attribute
@@ -165,6 +166,9 @@ class HsmKeeper:
     def inventory(self) -> Inventory:
         """Our materials by id and label; as foreign everything else in a token that is ours, in another's only what bears our label."""
         return self._objects.inventory()
+
+    def gauges(self) -> Mapping[str, float]:
+        return {"token_sessions": self.token.live_sessions, "token_session_keys": self.token.live_derived}
 
     def attributes(self, ref: MaterialRef) -> templates.Template:
         """What the token says of the object now, for attestation and fsck. Raises Rejected.Unavailable unless there is exactly one."""

@@ -182,6 +182,10 @@ class Keeper(Protocol):
         """Clear away the nameless remains of killed calls, where there are such; answers how many. Never touches a named object."""
         ...
 
+    def gauges(self) -> Mapping[str, float]:
+        """What it says of its sessions, by names of kmscore/api/metrics.py; nothing where it has none. Quick, and never raises."""
+        ...
+
     def close(self) -> None: ...
 
 

@@ -6,6 +6,7 @@ The root key lives in the token (an HsmKeeper's key) or, where there is none, in
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import cast
 
@@ -110,6 +111,9 @@ class SoftwareKeeper:
         finally:
             material.close()
         raise KmsError("Rejected.Unavailable", "The key material is of another kind than its key.")
+
+    def gauges(self) -> Mapping[str, float]:
+        return {}
 
     def inventory(self) -> Inventory:
         return Inventory(frozenset(self._table.ids()), ())

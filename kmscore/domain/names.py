@@ -19,6 +19,7 @@ IMPORT_PREFIX = "import/"
 
 _ALIAS = re.compile(r"alias/[A-Za-z0-9_\-/.]+")
 _TAG = re.compile(r"[A-Za-z0-9/\\_\-.+=:@]*")
+_REFERENCE = re.compile(r"(acs:kms:[A-Za-z0-9-]{1,40}:[0-9]{1,40}:)?((key/)?key-[a-z0-9]{22}|alias/[A-Za-z0-9_\-/.]{1,249})")
 _ARN = re.compile(r"acs:kms:([^:]*):([^:]*):(key/[^:]+|alias/[^:]+)")
 
 
@@ -53,6 +54,11 @@ class Place:
         if (match[1], match[2]) != (self.region, self.account_id):
             raise key_not_found()
         return match[3].removeprefix("key/")
+
+
+def plain_reference(text: str) -> str:
+    """`text` if it can name a key, else nothing: what a caller put in the place of a name is not repeated."""
+    return text if _REFERENCE.fullmatch(text) else ""
 
 
 def import_prefix(key_id: str) -> str:

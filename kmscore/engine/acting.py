@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from contextvars import ContextVar, Token
-from typing import NamedTuple
+from contextvars import Token
 
+from kmscore.asked import ASKED, Asked
 from kmscore.domain.access import Caller
 
-
-class Asked(NamedTuple):
-    actor: str  # an ARN; empty: the owner of the home
-    request_id: str
-
-
-ASKED: ContextVar[Asked | None] = ContextVar("kmscore-asked", default=None)
+__all__ = ["ASKED", "Acting"]
 
 
 class Acting:
@@ -21,8 +15,8 @@ class Acting:
 
     __slots__ = ("_asked", "_token")
 
-    def __init__(self, caller: Caller | None, request_id: str) -> None:
-        self._asked = Asked("" if caller is None else caller.arn, request_id)
+    def __init__(self, caller: Caller | None, request_id: str, operation: str = "") -> None:
+        self._asked = Asked("" if caller is None else caller.arn, request_id, operation)
 
     def __enter__(self) -> None:
         self._token: Token[Asked | None] = ASKED.set(self._asked)

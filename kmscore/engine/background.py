@@ -4,27 +4,17 @@ the checks before each use and on optimistic concurrency.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 
 from kmscore.engine.keyring import KeyRing
-from kmscore.errors import KmsError
+from kmscore.logs import log_fault
 from kmscore.store._gate import Gate
-
-log = logging.getLogger("kmscore")
+from kmscore.tracing import root
 
 FIRST_TICK_SECONDS = 2.0
 RETRY_SECONDS = 0.3  # after the watcher could not look
-
-
-def _report(what: str, error: Exception) -> None:
-    """A thread of ours outlives whatever happens to it: a refusal in one line, anything else with its traceback."""
-    if isinstance(error, KmsError):
-        log.warning("%s: %s", what, error)
-    else:
-        log.error("%s", what, exc_info=error)
 
 
 class Watcher(threading.Thread):
@@ -55,10 +45,10 @@ class Watcher(threading.Thread):
                 if time.monotonic() >= idle_at:
                     idle_at = time.monotonic() + self._idle
                     self._ring.drop_idle()
-            except Exception as error:
+            except Exception as error:  # a thread of ours outlives whatever happens to it
                 # A process that cannot reach the store refuses rather than guess: the next use looks for itself, and says why not.
                 self._ring.doubt()
-                _report("cannot look for changes", error)
+                log_fault("cannot look for changes", error)
                 time.sleep(RETRY_SECONDS)
 
     def stop(self) -> None:
@@ -83,9 +73,10 @@ class Ticker(threading.Thread):
         while not self._stop_asked.wait(delay):
             delay = self._period
             try:
-                self._work(self._stop_asked.is_set)
+                with root("tick"):
+                    self._work(self._stop_asked.is_set)
             except Exception as error:
-                _report("due work is postponed", error)
+                log_fault("due work is postponed", error)
 
     def stop(self) -> None:
         self._stop_asked.set()

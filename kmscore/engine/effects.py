@@ -21,6 +21,7 @@ from kmscore.store.keystore import KeyStore
 from kmscore.store.material import Remains
 from kmscore.store.queries import OpenIntent, Queries
 from kmscore.store.readmodel import MATERIAL
+from kmscore.tracing import span
 
 Now = Callable[[], By]
 Outcome = Callable[[Key, Facts, By], None]
@@ -76,7 +77,11 @@ class Effects:
         def outcome(key: Key, facts: Facts, by: By) -> None:
             key.material_ready(ref.material_id, facts, by)
 
-        self.obtain(key_id, keeper, ref.material_id, lambda: keeper.generate(ref), outcome, now)
+        def make() -> Facts:
+            with span("custody.generate", key_id=key_id, level=keeper.level.value, spec=ref.spec.value):
+                return keeper.generate(ref)
+
+        self.obtain(key_id, keeper, ref.material_id, make, outcome, now)
 
     def obtain(self, key_id: str, keeper: Keeper, material_id: bytes, make: Callable[[], Facts], outcome: Outcome, now: Now) -> None:
         """Do what an open intent announced, and append its outcome.
@@ -97,7 +102,7 @@ class Effects:
                 return  # an append of ours that looked lost was not
             if key.open_intent is None or key.open_intent.material_id != material_id.hex():
                 # Only a recovery that took this process for dead can have closed it: what came into being since is destroyed, too.
-                keeper.destroy(material_id)
+                _destroy(key_id, keeper, material_id)
                 raise KmsError("ServiceUnavailableTemporary", "the attempt was given up by another process; try again")
             outcome(key, facts, now())
 
@@ -149,11 +154,13 @@ class Effects:
             if key.destroyed or not (ends or key.doomed_materials):
                 return
             if waited_for != (ends, key.doomed_materials):  # at first, and when another removal came in between
-                self._freshness.wait_until_settled(self.announce(), eviction_wait)  # D2: no process holds a session key of it
+                point = self.announce()
+                with span("eviction", key_id=key_id):
+                    self._freshness.wait_until_settled(point, eviction_wait)  # D2: no process holds a session key of it
                 waited_for = ends, key.doomed_materials
                 continue
             for material_id in sorted(key.doomed_materials):
-                keeper.destroy(bytes.fromhex(material_id))  # D3, D4
+                _destroy(key_id, keeper, bytes.fromhex(material_id))  # D3, D4
             by = now()
             key.finish_removal(by)
             with suppress(Conflict):  # someone finished it first, or moved an alias: look again
@@ -212,3 +219,8 @@ class Effects:
             with suppress(Conflict):
                 self._store.append(key)
                 return
+
+
+def _destroy(key_id: str, keeper: Keeper, material_id: bytes) -> None:
+    with span("custody.destroy", key_id=key_id, level=keeper.level.value):
+        keeper.destroy(material_id)

@@ -11,6 +11,7 @@ from kmscore.config import Settings
 from kmscore.domain.by import By
 from kmscore.domain.key import Key
 from kmscore.engine.arguments import key_id_only
+from kmscore.engine.gauges import Gauges
 from kmscore.engine.services import Services
 from kmscore.errors import SetupError, forked
 
@@ -37,6 +38,10 @@ class Engine:
     @property
     def settings(self) -> Settings:
         return self._services.settings
+
+    @property
+    def gauges(self) -> Gauges:
+        return self._services.gauges
 
     def close(self) -> None:
         """Stop the threads, drop every session key, leave the token. Idempotent."""

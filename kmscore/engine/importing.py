@@ -30,6 +30,7 @@ from kmscore.ids import Ids
 from kmscore.results import ImportParameters
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
+from kmscore.tracing import span
 
 VALIDITY = timedelta(hours=24)
 MAX_OFFERS = 8  # live ones of a key
@@ -168,7 +169,8 @@ class Importing:
                 if len(data) > MAX_WRAPPED_BYTES:
                     raise bad_material()
                 try:
-                    return keeper.unwrap(ref, pair, claims.algorithm, data, accept)  # M3-M5
+                    with span("custody.unwrap", key_id=key_id, level=keeper.level.value, spec=key.spec.value):
+                        return keeper.unwrap(ref, pair, claims.algorithm, data, accept)  # M3-M5
                 except AlreadyHeld:
                     return {}
 

@@ -10,6 +10,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from kmscore.clock import Clock
+from kmscore.counts import KEY_LOADS, KEY_VIEWS_BUILT, count
 from kmscore.custody.port import Buffer, Keeper, Loaded, keeper_at
 from kmscore.domain.access import USER_PREFIX
 from kmscore.domain.alias import alias_not_found
@@ -25,6 +26,7 @@ from kmscore.errors import KmsError, forked, key_not_found, undecryptable
 from kmscore.store.freshness import Freshness, Point
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
+from kmscore.tracing import span, traced
 
 REFRESH_SECONDS = 2.0  # for a thread that takes changes in just now; more means that the store does not answer
 USE = "Encrypt"  # the row of the state table that every use of material shares
@@ -52,6 +54,7 @@ class KeyRing:
         self._by_header: dict[bytes, tuple[KeyView, VersionUse, ContentKind]] = {}
         self._names: dict[str, str] = {}
         self._retired: list[Loaded] = []
+        self._keys_loaded = 0
         self._loading: dict[str, str] = {}  # version id -> key id of what is being loaded now
         self._pid = os.getpid()
         self._position = queries.position()
@@ -286,6 +289,10 @@ class KeyRing:
             for loaded in self._retired:
                 loaded.retire()
 
+    def held(self) -> tuple[int, int]:
+        """How many views of keys there are, and how many versions have their material loaded."""
+        return len(self._views), self._keys_loaded
+
     # --- how -----------------------------------------------------------------------------------------------------------------------
 
     def _view(self, key_id: str) -> KeyView:
@@ -303,6 +310,7 @@ class KeyRing:
         if key is None or key.system or key.destroyed or not (key.versions or key.origin is Origin.EXTERNAL):
             self._forget(key_id)
             return None
+        count(KEY_VIEWS_BUILT)
         view = KeyView(key, before, self._clock.now(), self._place.account_id)
         if before is not None:
             for use in before.uses.values():
@@ -333,14 +341,20 @@ class KeyRing:
                 if use.loaded is not None:
                     return
                 self._loading[use.version_id] = use.key_id
+            level = view.key.level.value
+            outcome = "failed"
             try:
-                loaded = keeper.load(use.ref)
+                with span("custody.load", key_id=use.key_id, level=level):
+                    loaded = traced(keeper.load(use.ref), key_id=use.key_id, level=level)
                 with self._lock:
                     self._retired.append(loaded)  # until it is known that it may be used
                     self._check_current(use, view)
                     self._retired.remove(loaded)
                     use.loaded = loaded
+                    self._keys_loaded += 1
+                outcome = "OK"
             finally:
+                count(KEY_LOADS, level, outcome)
                 with self._lock:
                     del self._loading[use.version_id]
                 self.settle()
@@ -366,6 +380,7 @@ class KeyRing:
     def _unload(self, use: VersionUse) -> None:
         loaded, use.loaded = use.loaded, None
         if loaded is not None:
+            self._keys_loaded -= 1
             self._retired.append(loaded)
             loaded.retire()
 

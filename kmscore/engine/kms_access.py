@@ -27,9 +27,9 @@ class AccessOperations(Engine):
         self._s.access.note_use(access_key_id)
 
     @staticmethod
-    def acting(caller: Caller | None, request_id: str) -> Acting:
-        """A context in which the engine acts for `caller` (None: the owner of the home) by a request: its events say so."""
-        return Acting(caller, request_id)
+    def acting(caller: Caller | None, request_id: str, operation: str = "") -> Acting:
+        """A context in which the engine acts for `caller` (None: the owner of the home) by a request: its events and log lines say so."""
+        return Acting(caller, request_id, operation)
 
     def authorise(
         self,

@@ -14,6 +14,7 @@ from kmscore.engine.authority import Authority
 from kmscore.engine.crypto import Crypto
 from kmscore.engine.due import DueWork
 from kmscore.engine.exporting import Exporting
+from kmscore.engine.gauges import Gauges
 from kmscore.engine.importing import Importing
 from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
@@ -44,4 +45,5 @@ class Services:
     tagging: Tagging
     access: Access
     authority: Authority
+    gauges: Gauges
     examine: Callable[[], list[Finding]]

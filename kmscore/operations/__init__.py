@@ -38,7 +38,7 @@ def invoke(kms: Any, name: str, params: Mapping[str, str], request_id: str = "",
     """
     operation = find(name)
     request_id = request_id or new_request_id()
-    with kms.acting(caller, request_id):
+    with kms.acting(caller, request_id, name):
         if wants_dry_run(operation, params):
             _rehearse(kms, operation, params, caller)
         keywords = arguments(operation, params)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from eventsourcing.persistence import InterfaceError, PersistenceError
 
+from kmscore.counts import STORE_ERRORS, count
 from kmscore.errors import KmsError
 from kmscore.results import Finding
 
@@ -116,6 +117,7 @@ def unavailable(what: str) -> Iterator[None]:
     try:
         yield
     except PersistenceError as error:
+        count(STORE_ERRORS, what)
         raise KmsError("ServiceUnavailableTemporary", f"the store cannot {what}: {error}") from error
 
 

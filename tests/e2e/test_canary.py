@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
+from collector import collector
 from command import Command
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import padding, rsa
@@ -207,8 +208,14 @@ def test_no_marker_is_found_anywhere(tmp_path: Path, level: str) -> None:
     canaries.planted["the secret of the root"] = re.findall(r"secret=(\S+)", (kms.home / "credentials").read_text())[0].encode()
     if level == "HSM":
         canaries.planted["PIN"] = (kms.home / "pin").read_bytes().strip()
+    # As much as can be told of each request: lines of both formats, and spans.
+    kms.settings |= {"KMS_LOG_FORMAT": "json" if level == "HSM" else "text", "KMS_LOG_LEVEL": "DEBUG", "KMS_ACCESS_LOG": "1"}
     refusals: list[bytes] = []
-    with (tmp_path / "errors").open("wb") as errors, service(kms, stderr=errors) as (child, url), ExitStack() as stack:
+    with ExitStack() as stack:
+        environment, spans = stack.enter_context(collector())
+        kms.settings |= environment
+        errors = stack.enter_context((tmp_path / "errors").open("wb"))
+        child, url = stack.enter_context(service(kms, stderr=errors))
         root, user = Wire.of(url, kms.home), Wire(url, eve.access_key_id, eve.access_key_secret)
         for wire in (root, user):
             stack.callback(wire._connection.close)
@@ -234,8 +241,11 @@ def test_no_marker_is_found_anywhere(tmp_path: Path, level: str) -> None:
         "log": canaries.found(log),
         "output": canaries.found(output),
         "metrics": canaries.found(metrics),
+        "spans": canaries.found(b"".join(spans)),
     }
-    assert leaks == {"errors": set(), "log": [], "output": [], "metrics": []}
+    assert leaks == {"errors": set(), "log": [], "output": [], "metrics": [], "spans": []}
+    assert log.count(b"kmscore.access" if level == "HSM" else b" status=") > 250
+    assert b"custody." in b"".join(spans)
     assert b"Traceback" not in log
     own = {"credentials": "the secret of the root", "pin": "PIN"}
     for path in kms.home.rglob("*"):

@@ -17,7 +17,10 @@ from kmscore.errors import KmsError
 class Engine:
     def __init__(self, home: Path, fault: Exception | None = None) -> None:
         (home / "run").mkdir()
-        self.settings = SimpleNamespace(home=home, requests_per_second=0, body_seconds=20.0, owns_token=True, has_token=True)
+        self.settings = SimpleNamespace(
+            home=home, requests_per_second=0, body_seconds=20.0, owns_token=True, has_token=True, access_log=False
+        )
+        self.gauges = SimpleNamespace(own=dict, stored=dict)
         self.fault = fault
 
     def list_keys(self, *, page_size: int) -> None:

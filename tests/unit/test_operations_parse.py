@@ -320,7 +320,7 @@ class Recorder:
         self.asked: list[tuple[Any, str]] = []
 
     @contextmanager
-    def acting(self, caller: Any, request_id: str) -> Iterator[None]:
+    def acting(self, caller: Any, request_id: str, operation: str) -> Iterator[None]:
         self.asked.append((caller, request_id))
         yield
 
