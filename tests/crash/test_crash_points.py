@@ -127,10 +127,10 @@ def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> list[FakeToken]:
     current: list[FakeToken] = []
     append = KeyStore.append
 
-    def stepping(store: KeyStore, *aggregates: object) -> None:
+    def stepping(store: KeyStore, *aggregates: object, **more: object) -> None:
         if current:
             current[0].faults.pass_by("commit.before")
-        append(store, *aggregates)  # type: ignore[arg-type]
+        append(store, *aggregates, **more)  # type: ignore[arg-type]
         if current:
             current[0].faults.pass_by("commit.after")
 
