@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -35,7 +36,7 @@ from kmscore.engine.asymmetric import Asymmetric
 from kmscore.engine.authority import Authority
 from kmscore.engine.background import Ticker, Watcher
 from kmscore.engine.crypto import Crypto
-from kmscore.engine.due import DueWork
+from kmscore.engine.due import DueWork, Pace
 from kmscore.engine.effects import Effects
 from kmscore.engine.exporting import Exporting
 from kmscore.engine.importing import Importing
@@ -44,6 +45,7 @@ from kmscore.engine.keyring import KeyRing
 from kmscore.engine.kms import Kms
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.scheduling import Scheduling
 from kmscore.engine.seals import Digests, SecretSeal, TokenSeal
 from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
@@ -51,11 +53,13 @@ from kmscore.errors import KmsError, SetupError
 from kmscore.ids import RandomIds
 from kmscore.process import this_process
 from kmscore.results import Finding
+from kmscore.store.attempts import Attempts
 from kmscore.store.freshness import Freshness
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import AccessUses, Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
 from kmscore.store.sqlite import DURABLE, DurableDatastore, durability, open_database, sqlite_version
+from kmscore.store.workers import Workers
 
 log = logging.getLogger("kmscore")
 
@@ -168,6 +172,8 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
     stack.callback(_quietly, access.flush_uses)
     public = PublicKeyOperations()
     crypto = Crypto(ring, Uses(datastore), lambda key_id: _rotate_quietly(services, key_id), Secret.random)
+    attempts, pace = Attempts(datastore), _pace(settings)
+    scheduling = Scheduling(attempts, Workers(datastore), clock, pace, settings.tick_seconds, scheduled=bool(settings.redis_url))
     services = Services(
         settings=settings,
         clock=clock,
@@ -193,14 +199,24 @@ def _assemble(settings: Settings, clock: Clock, hsm: Keeper | None, stack: ExitS
         ),
         instances=Instances(instance_id, digest_key.created_on, keepers, queries, clock, place, _about(keepers)),
         lifecycle=lifecycle,
-        due=DueWork(queries, lifecycle, clock, settings.eviction_wait_seconds),
+        due=DueWork(queries, attempts, lifecycle, clock, pace),
+        attempts=attempts,
+        scheduling=scheduling,
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
         tagging=Tagging(lifecycle, queries, clock, place),
         access=access,
         authority=Authority(ring, access, place),
-        examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
+        examine=lambda: [*_examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries), *scheduling.findings()],
     )
     return services, Watcher(ring, freshness.gate, settings.poll_seconds, settings.idle_key_seconds)
+
+
+def _pace(settings: Settings) -> Pace:
+    """An engine that is alone does due work at once; where there is a scheduler, the ticker is what is left when that fails."""
+    alone = Pace(settings.claim_seconds, settings.eviction_wait_seconds)
+    if not settings.redis_url:
+        return alone
+    return replace(alone, spread_seconds=settings.rotation_spread_seconds, late_seconds=settings.fallback_seconds)
 
 
 def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: Facts, stack: ExitStack) -> HsmKeeper:

@@ -57,6 +57,12 @@ class Settings:
     eviction_wait_seconds: float = 5.0
     # How often due work is looked for by the ticker of an embedded engine or `kms serve`.
     tick_seconds: float = 15.0
+    # Where redis_url is set, the scheduler does due work, and the ticker only what is overdue by this much: a dead broker delays no more.
+    fallback_seconds: float = 30.0
+    # There, rotations that are due at one instant are spread over this many seconds after it; deletion and expiry never wait.
+    rotation_spread_seconds: int = 300
+    # What was handed out to a worker is offered again after this long, if nothing was heard of it. A task is stopped well before.
+    claim_seconds: float = 120.0
     # How often the store itself is asked for changes that no one announced (a writer that died between commit and announcement).
     poll_seconds: float = 1.0
     # A key that nobody used for this long gives up its session keys (DESIGN section 9, hot keys).
@@ -239,6 +245,8 @@ def _check(settings: Settings) -> None:
         raise SetupError(f"region must be letters, digits and '-', not {settings.region!r}")
     if not 1 <= settings.workers <= MAX_WORKERS:
         raise SetupError(f"workers must be from 1 to {MAX_WORKERS}, not {settings.workers}")
+    if settings.rotation_spread_seconds > MAX_SECONDS:
+        raise SetupError(f"rotation_spread_seconds must be at most {MAX_SECONDS}, not {settings.rotation_spread_seconds}")
     if bool(settings.root_access_key_id) != bool(settings.root_access_key_secret):
         raise SetupError("root_access_key_id and root_access_key_secret go together; one of them is not set")
     if bool(settings.tls_certificate) != bool(settings.tls_key):

@@ -193,12 +193,12 @@ def open_database(path: Path) -> tuple[DurableDatastore, ChainedRecorder]:
         datastore.close()
         raise SetupError(f"{path} was written by a newer kmscore (schema {version}, this one knows {SCHEMA_VERSION}): use that one")
     if version < SCHEMA_VERSION:
-        with unavailable("be created"):
-            recorder.create_table()
         with datastore.writing() as cursor:  # one transaction: a kill in it leaves the older version as it was
             for step in range(version + 1, SCHEMA_VERSION + 1) if version else ():
                 for statement in MIGRATIONS[step]:
                     cursor.execute(statement)
+            for statement in STATEMENTS:  # after the columns that an index of theirs is over
+                cursor.execute(statement)
             cursor.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
     found = durability(datastore)
     if found != DURABLE:
