@@ -60,7 +60,7 @@ def workers() -> int:
     is alive."""
     with open_engine() as kms:
         status, seen, meant = kms.due_status(), kms.scheduler_workers(), bool(kms.settings.redis_url)
-    rows = [("HOST", "PID", "SINCE", "LAST SEEN", "LAST WORK", "DONE", "FAILED", "")]
+    rows: list[tuple[str, ...]] = [("HOST", "PID", "SINCE", "LAST SEEN", "LAST WORK", "DONE", "FAILED", "")]
     for worker in seen:
         times = ("never" if at is None else _plain(at) for at in (worker.started_at, worker.seen_at, worker.worked_at))
         state = "alive" if worker.alive else "silent"

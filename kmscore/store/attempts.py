@@ -62,11 +62,8 @@ class Attempts:
         A rotation counts as due from its place in the window of `spread_seconds` on; with `late_seconds` only what is overdue by that
         much counts. `free_before`: what was held until after this instant stays held (default: `wall`).
         """
-        at, due_at, held_until = (
-            micros(now),
-            micros(now) - round(late_seconds * SECOND),
-            _wall(wall if free_before is None else free_before),
-        )
+        at, due_at = micros(now), micros(now) - round(late_seconds * SECOND)
+        held_until = _wall(wall if free_before is None else free_before)
         latest = _wall(wall + max(LARGEST_BACKOFF_SECONDS, claim_seconds))
         latest_parked = _wall(wall + PARKED_RETRY_SECONDS)
         shards, wanted = ("", ()) if shard is None else ("AND due_work.shard = ? ", (shard,))

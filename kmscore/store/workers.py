@@ -1,4 +1,7 @@
-"""The processes of the scheduler as they say they are there, and when due work was last swept. Times are the machine's clock, microseconds."""
+"""The processes of the scheduler as they say they are there, and when due work was last swept.
+
+Times are the machine's clock in microseconds.
+"""
 
 from __future__ import annotations
 
