@@ -4,6 +4,11 @@ Due times, holds and failures live in the store (kmscore/store/attempts.py): wha
 work is done once. `python -m scheduler worker|beat`, or `celery -A scheduler worker|beat`, with KMS_HOME and KMS_REDIS_URL set.
 """
 
-from scheduler.app import app
+from kmscore.errors import SetupError
+
+try:
+    from scheduler.app import app
+except SetupError as error:  # this is a program, whichever way it was started
+    raise SystemExit(f"{error.code}: {error.message}") from None
 
 __all__ = ["app"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from kmscore.errors import SetupError
+from scheduler import app
 
 # Workers need no word from each other: the store tells them everything.
 DEFAULTS = {
@@ -17,11 +17,6 @@ def main(arguments: list[str]) -> int:
     if not arguments or arguments[0] not in DEFAULTS:
         print("usage: python -m scheduler worker|beat [options of celery]", file=sys.stderr)
         return 2
-    try:
-        from scheduler import app
-    except SetupError as error:
-        print(f"{error.code}: {error.message}", file=sys.stderr)
-        return 1
     app.start([arguments[0], *DEFAULTS[arguments[0]], *arguments[1:]])
     return 0
 

@@ -2,7 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
+import socket
 import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from pathlib import Path
+
+import redis
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def older_due_work(database: sqlite3.Connection) -> None:
@@ -13,3 +28,114 @@ def older_due_work(database: sqlite3.Connection) -> None:
         database.execute(f"ALTER TABLE due_work DROP COLUMN {column}")
     for table in ("attempts", "workers"):
         database.execute(f"DROP TABLE {table}")
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+def until(true: Callable[[], object], seconds: float = 30.0, what: str = "what was waited for did not happen") -> float:
+    """Wait; answers for how long."""
+    begun = time.monotonic()
+    while not true():
+        assert time.monotonic() - begun < seconds, what
+        time.sleep(0.02)
+    return time.monotonic() - begun
+
+
+class Redis:
+    """A server that keeps nothing on disk, on a port that stays the same when it starts again."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.url = f"redis://127.0.0.1:{self.port}/0"
+        self.start()
+
+    def start(self) -> None:
+        options = ["--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--dir", str(self.directory)]
+        self.process = subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(self._answers, what="redis-server does not start")
+
+    def _answers(self) -> bool:
+        with suppress(redis.ConnectionError), self.client() as client:
+            return bool(client.ping())
+        return False
+
+    def client(self) -> redis.Redis:
+        return redis.Redis(port=self.port)
+
+    def flush(self) -> None:
+        with self.client() as client:
+            client.flushall()
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+class Node:
+    """`python -m scheduler worker|beat` in a process group of its own: a kill takes its children, too."""
+
+    def __init__(self, role: str, home: Path, settings: dict[str, str], *options: str) -> None:
+        self.role = role
+        self.home = home
+        self.environment = {**os.environ, "KMS_HOME": str(home), **settings}
+        self.options = options
+        self.start()
+
+    def start(self) -> None:
+        with open(self.home.parent / "scheduler.log", "ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "scheduler", self.role, *self.options],
+                cwd=ROOT,
+                env=self.environment,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+
+    def children(self) -> list[int]:
+        with suppress(OSError):
+            return [int(pid) for pid in Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()]
+        return []
+
+    def kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> int:
+        """A clean end; its exit status."""
+        self.process.terminate()
+        try:
+            return self.process.wait(30)
+        finally:
+            self.kill()
+
+
+@contextmanager
+def redis_server(directory: Path) -> Iterator[Redis]:
+    assert shutil.which("redis-server"), "apt-get install redis-server"
+    server = Redis(directory)
+    try:
+        yield server
+    finally:
+        server.kill()
+
+
+class ClockFile:
+    """Business time for several processes."""
+
+    def __init__(self, path: Path, instant: datetime) -> None:
+        self.path = path
+        self.set(instant)
+
+    def set(self, instant: datetime) -> None:
+        self.instant = instant
+        new = self.path.with_suffix(".new")
+        new.write_text(instant.isoformat())
+        new.rename(self.path)
