@@ -26,7 +26,7 @@ def make_app(settings: Settings) -> Celery:
     """Raises SetupError where no Redis is named."""
     if not settings.redis_url:
         raise SetupError("the scheduler needs Redis: set KMS_REDIS_URL; an engine without one does due work by itself")
-    app = Celery("kmscore", broker=settings.redis_url, include=["scheduler.tasks"], set_as_current=False)
+    app = Celery("kmscore", broker=settings.redis_url, include=["scheduler.tasks", "scheduler.watch"], set_as_current=False)
     # All times follow from one: a task ends before its work is offered again, and Redis delivers nothing again that has not expired.
     hard_limit = settings.claim_seconds * 0.75
     app.conf.update(

@@ -29,7 +29,7 @@ class Worker:
 
     def __init__(self) -> None:
         kmscore.protect_process()
-        self.pid = os.getpid()
+        self.pid, self._parent = os.getpid(), os.getppid()
         self.kms: Kms = kmscore.open_kms(ticker=False)
         self._id = f"{platform.node()}/{self.pid}/{uuid.uuid4().hex[:8]}"
         self._started_at = _now()
@@ -55,6 +55,8 @@ class Worker:
 
     def _say_so(self) -> None:
         while True:
+            if os.getppid() != self._parent:
+                os._exit(1)  # nobody gives this process work any more, and nobody ends it; what it is at is recovered like any kill's
             try:
                 self.kms.worker_seen(self._id, self._started_at, self._worked_at, self._done, self._failed)
             except Exception as error:  # a thread of ours outlives whatever happens to it

@@ -138,6 +138,7 @@ class Campaign:
                 if left and self.chance.random() < 0.3:
                     self.strike(result)
                     left -= 1
+                self._supervise(result)
                 if time.monotonic() - begun > BOUND_SECONDS:
                     result.wrong.append(f"round {len(self.rounds)}: {self._backlog()} are due after {BOUND_SECONDS} s")
                     break
@@ -146,6 +147,14 @@ class Campaign:
         result.rounds = len(self.rounds)
         self._judge(result)
         return result
+
+    def _supervise(self, result: Result) -> None:
+        """Start anew what ended by itself: a service manager does it."""
+        for node in (*self.workers, *self.beats):
+            if node.process.poll() is not None:
+                result.nemesis[f"{node.role} ended by itself"] += 1
+                node.kill()
+                node.start()
 
     def _backlog(self) -> int:
         status = self.kms.due_status()

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
@@ -197,3 +198,19 @@ def test_a_scheduler_without_redis_says_what_it_needs(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "InternalFailure: the scheduler needs Redis: set KMS_REDIS_URL; an engine without one does due work by itself\n"
     assert not (tmp_path / "home").exists()
+
+
+def test_a_worker_that_takes_nothing_ends_itself(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("KMS_HOME", str(cluster.home))
+    monkeypatch.setenv("KMS_REDIS_URL", cluster.redis.url)
+    from scheduler.watch import Watch
+
+    ended = threading.Event()
+    for waiting, ends in ((lambda: 0, False), (lambda: 1, True)):
+        watch = Watch(waiting, 0.4, ended.set)
+        watch.start()
+        time.sleep(0.3)
+        watch.taken()
+        time.sleep(0.2)
+        assert not ended.is_set()  # it took one a while ago
+        assert ended.wait(2) == ends
