@@ -1,7 +1,7 @@
 """Ends a worker that has stopped consuming, so that whoever started it starts it anew.
 
-After a Redis was gone, celery now and then comes back connected, and takes nothing any more (celery issues 8030, 10205; once in some forty
-restarts in tests/campaigns/rotation.py). Nothing in it notices: its processes are there, and idle.
+Celery now and then is connected to Redis and takes nothing any more (celery issues 8030, 10205); one run of tests/campaigns/rotation.py, in
+which Redis is emptied and restarted and processes are killed, saw it once. Nothing in it notices: its processes are there, and idle.
 """
 
 from __future__ import annotations
