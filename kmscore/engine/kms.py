@@ -6,20 +6,17 @@ from typing import Any
 
 from kmscore.engine.kms_access import AccessOperations
 from kmscore.engine.kms_crypto import CryptoOperations
+from kmscore.engine.kms_due import DueOperations
 from kmscore.engine.kms_keys import KeyOperations
 from kmscore.engine.kms_service import ServiceOperations
 from kmscore.errors import KmsError, key_not_found
-from kmscore.results import DueReport, Finding, ReconcileReport
+from kmscore.results import Finding, ReconcileReport
 
 
-class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
+class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations, DueOperations):
     """An open engine on one home. Made by `kmscore.open_kms`; thread-safe; not usable in a forked child."""
 
     # --- beyond the wire ---------------------------------------------------------------------------------------------------------
-
-    def run_due(self) -> DueReport:
-        """Rotate and destroy whatever is due now."""
-        return self._s.due.run()
 
     @property
     def position(self) -> int:
