@@ -335,6 +335,7 @@ def test_the_scheduler_s_absence_is_found(tmp_path: Path, clock: kmscore.FixedCl
         assert kms.scheduler_workers() == ()
 
 
+@pytest.mark.sqlite
 def test_a_home_of_the_version_before_is_swept(tmp_path: Path, clock: kmscore.FixedClock) -> None:
     with kmscore.open_kms(tmp_path / "home", clock=clock, **ALONE) as kms:
         key = rotating(kms)

@@ -63,6 +63,14 @@ class Cluster:
             self.worker.start()
         return True
 
+    def pid_of(self, owner: str) -> int:
+        if "/" in owner:
+            return Process.parse(owner).pid
+        with self.kms._s.queries._datastore.reading() as cursor:  # of a store that is shared
+            cursor.execute("SELECT pid FROM processes WHERE process_id = ?", (owner,))
+            row = cursor.fetchone()
+        return int(row[0]) if row else 0
+
     def kms_command(self, *arguments: str) -> subprocess.CompletedProcess[str]:
         environment = {**os.environ, "KMS_HOME": str(self.home), **self.settings}
         command = [sys.executable, "-m", "kmscore.cli", *arguments]
@@ -131,7 +139,7 @@ def test_what_a_killed_worker_left_is_done_once(cluster: Cluster) -> None:
     deadline = time.monotonic() + 60
     while cluster.versions(keys) != {2} and time.monotonic() < deadline:
         for intent in cluster.kms._s.queries.open_intents():
-            if killed < 2 and (pid := Process.parse(intent.owner).pid) in cluster.worker.children():
+            if killed < 2 and (pid := cluster.pid_of(intent.owner)) in cluster.worker.children():
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
                 killed += 1
