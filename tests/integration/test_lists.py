@@ -196,6 +196,7 @@ class World:
 
 @settings(max_examples=25)
 @example(steps=[("create", 0), ("schedule", 0), ("later", 29), ("start", 1), ("create", 0), ("gap", 2 * BLOCK - 1), ("create", 0)])
+@example(steps=[*[("create", 0)] * 3, ("alias", 1), ("schedule", 1), ("later", 29), ("start", 4), ("finish", 0), ("create", 0)])
 @given(steps=STEPS)
 def test_lists_are_those_of_a_naive_model(steps: list[tuple[str, int]]) -> None:
     with opened() as datastore:
