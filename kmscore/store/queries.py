@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -12,6 +12,8 @@ from kmscore.errors import invalid
 from kmscore.store.datastore import Datastore
 from kmscore.store.readmodel import DELETE, micros
 from kmscore.store.schema import BLOCK
+
+MATERIAL_PAGE = 10_000
 
 # ListKeys filter -> SQL condition with {} for the placeholders (SEMANTICS section 11).
 _FILTERS: dict[str, str] = {
@@ -190,9 +192,26 @@ class Queries:
         rows = self._all(f"SELECT key_id, kind, owner, material_id FROM open_intents{where}", params)
         return [OpenIntent(row[0], row[1], row[2], bytes(row[3] or b"")) for row in rows]
 
+    def materials(self) -> Iterator[tuple[bytes, str, str, str]]:
+        """(material id, key id, level, state) of every material an event ever named: in pages, so that a million need no memory.
+
+        What is in it at the start is in it; its state is that of the moment when its page was read.
+        """
+        after = b""
+        sql = "SELECT material_id, key_id, level, state FROM materials WHERE material_id > ? ORDER BY material_id LIMIT ?"
+        while rows := self._all(sql, [after, MATERIAL_PAGE]):
+            for row in rows:
+                yield bytes(row[0]), row[1], row[2], row[3]
+            after = bytes(rows[-1][0])
+
     def material_states(self) -> dict[bytes, tuple[str, str, str]]:
-        """Every material id an event ever named -> (key id, level, state)."""
-        return {bytes(row[0]): (row[1], row[2], row[3]) for row in self._all("SELECT * FROM materials", [])}
+        """The same, by material id -> (key id, level, state)."""
+        return {material_id: (key_id, level, state) for material_id, key_id, level, state in self.materials()}
+
+    def material(self, material_id: bytes) -> tuple[str, str]:
+        """(key id, state) of a material that an event named."""
+        key_id, state = self._all("SELECT key_id, state FROM materials WHERE material_id = ?", [material_id])[0]
+        return str(key_id), str(state)
 
     def knows_material(self, level: str) -> bool:
         """Whether any material was ever requested at this level and is not known to be gone: its custody must not be made anew."""
