@@ -96,6 +96,9 @@ STATEMENTS = (
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
 )
 
+# Tables that tell of running processes only: a move to another database leaves them behind. It takes every other one.
+PASSING = frozenset({"processes", "workers"})
+
 # What brings an older database up to each version; STATEMENTS alone make a new one.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     # There was no imported material: for what is there the defaults are true.
