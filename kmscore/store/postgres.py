@@ -159,6 +159,7 @@ class PostgresStore(Datastore):
             with connect(url) as connection:
                 info = connection.info
                 self.version = info.server_version // 10000
+                place = f"postgresql://{info.user}@{info.host}:{info.port}/{info.dbname}"
                 row = connection.execute("SELECT current_schema()").fetchone()
         except psycopg.Error as error:
             raise SetupError(f"cannot use the database of KMS_DATABASE_URL: {_plain(error)}") from None
@@ -166,7 +167,7 @@ class PostgresStore(Datastore):
             raise SetupError(f"PostgreSQL {self.version} is too old: 14 or newer is needed")
         if row is None or row[0] is None:
             raise SetupError("the user of KMS_DATABASE_URL has no schema to create tables in; set its search_path")
-        self.where = f"postgresql://{info.user}@{info.host}:{info.port}/{info.dbname}, schema {row[0]}"
+        self.where = f"{place}, schema {row[0]}"
         self.channel = f"kmscore_{zlib.crc32(row[0].encode()):08x}"  # names of channels are of the whole database
         self._pool = _Pool(url)
 
