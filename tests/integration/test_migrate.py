@@ -256,6 +256,7 @@ def test_a_home_that_is_open_is_not_moved(home: Path, url: str) -> None:
     usable(home)
 
 
+@pytest.mark.slow
 def test_a_process_that_slept_through_the_move_does_nothing_any_more(home: Path, url: str) -> None:
     migrate(home, url)
     holder = Holder(home, url)
@@ -505,7 +506,10 @@ def test_a_kill_on_the_way_there(home: Path, url: str, point: tuple[str, int]) -
     usable(home, url)
 
 
-@pytest.mark.parametrize("point", [*POINTS, ("rename", 1), *SLOW, pytest.param(("link", 1), marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "point",
+    [("rename", 1), *POINTS[1:], pytest.param(POINTS[0], marks=pytest.mark.slow), *SLOW, pytest.param(("link", 1), marks=pytest.mark.slow)],
+)
 def test_a_kill_on_the_way_back(home: Path, url: str, point: tuple[str, int]) -> None:
     synthetic(home / "kms.db", 60)
     migrate(home, url)
