@@ -2,12 +2,13 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: help run dev build test test-full crash fuzz lint bench cluster clean
+.PHONY: help run dev build test test-full crash campaign-rotation fuzz lint bench cluster clean
 
 help:
 	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var); TLS=1 for TLS"
 	@echo "make cluster    the same on PostgreSQL and Redis: two nodes (KMS_LISTEN and the next port), two workers, beat"
 	@echo "make test       the suite; make test-full adds the long campaigns; make crash is 300 kills; make fuzz"
+	@echo "make campaign-rotation   10,000 rotations by workers that are killed; CAMPAIGN='--keys N --months K' for another size"
 	@echo "make lint       ruff, mypy, cython-lint"
 	@echo "make bench      benchmarks into benchmarks/results/"
 	@echo "make build      compile the core again"
@@ -35,6 +36,9 @@ test-full: dev
 fuzz: dev
 	@for target in params authorization context blob policy; do \
 		.venv/bin/python -m tests.fuzz $$target --seconds $${FUZZ_SECONDS:-600} --work build/fuzz || exit 1; done
+
+campaign-rotation: dev
+	PYTHONPATH=scripts .venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
 
 crash: dev
 	$(PYTEST) -s tests/crash -k "three_hundred"

@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
+from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
@@ -35,7 +36,7 @@ from kmscore.engine.asymmetric import Asymmetric
 from kmscore.engine.authority import Authority
 from kmscore.engine.background import Ticker, Watcher
 from kmscore.engine.crypto import Crypto
-from kmscore.engine.due import DueWork
+from kmscore.engine.due import DueWork, Pace
 from kmscore.engine.effects import Effects
 from kmscore.engine.exporting import Exporting
 from kmscore.engine.gauges import Gauges
@@ -45,12 +46,14 @@ from kmscore.engine.keyring import KeyRing
 from kmscore.engine.kms import Kms
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.scheduling import Scheduling
 from kmscore.engine.seals import Digests, SecretSeal, TokenSeal
 from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
 from kmscore.ids import RandomIds
 from kmscore.results import Finding, Moved
+from kmscore.store.attempts import Attempts
 from kmscore.store.datastore import Datastore
 from kmscore.store.freshness import Freshness
 from kmscore.store.gate import SharedGate, live_processes
@@ -63,6 +66,7 @@ from kmscore.store.recorder import ChainedRecorder
 from kmscore.store.sqlite import SqliteStore
 from kmscore.store.transfer import Progress
 from kmscore.store.watched import WatchedKeyStore
+from kmscore.store.workers import Workers
 
 log = logging.getLogger("kmscore")
 
@@ -233,6 +237,8 @@ def _assemble(settings: Settings, datastore: Datastore, clock: Clock, hsm: Keepe
     stack.callback(_quietly, access.flush_uses)
     public = PublicKeyOperations()
     crypto = Crypto(ring, Uses(datastore), lambda key_id: _rotate_quietly(services, key_id), Secret.random)
+    attempts, pace = Attempts(datastore), _pace(settings)
+    scheduling = Scheduling(attempts, Workers(datastore), clock, pace, settings.tick_seconds, scheduled=bool(settings.redis_url))
     services = Services(
         settings=settings,
         clock=clock,
@@ -258,15 +264,25 @@ def _assemble(settings: Settings, datastore: Datastore, clock: Clock, hsm: Keepe
         ),
         instances=Instances(instance_id, digest_key.created_on, keepers, queries, clock, place, _about(keepers)),
         lifecycle=lifecycle,
-        due=DueWork(queries, lifecycle, clock, settings.eviction_wait_seconds),
+        due=DueWork(queries, attempts, lifecycle, clock, pace),
+        attempts=attempts,
+        scheduling=scheduling,
         reconciler=Reconciler(queries, effects, keepers, lifecycle.by),
         tagging=Tagging(lifecycle, queries, clock, place),
         access=access,
         authority=Authority(ring, access, place),
-        gauges=Gauges(ring, keepers, StoreGauges(datastore, store), clock, freshness.lease_age),
-        examine=lambda: _examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries),
+        gauges=Gauges(ring, keepers, StoreGauges(datastore, store), clock, scheduling.status, freshness.lease_age),
+        examine=lambda: [*_examine(settings, keepers.get(ProtectionLevel.HSM), datastore, queries), *scheduling.findings()],
     )
     return services
+
+
+def _pace(settings: Settings) -> Pace:
+    """An engine that is alone does due work at once; where there is a scheduler, the ticker is what is left when that fails."""
+    alone = Pace(settings.claim_seconds, settings.eviction_wait_seconds)
+    if not settings.redis_url:
+        return alone
+    return replace(alone, spread_seconds=settings.rotation_spread_seconds, late_seconds=settings.fallback_seconds)
 
 
 def _open_token(settings: Settings, instance_id: str, queries: Queries, facts: Facts, stack: ExitStack) -> HsmKeeper:

@@ -24,6 +24,11 @@ def wall_seconds() -> float:
     return time.time()
 
 
+def boot_seconds() -> float:
+    """Seconds since some instant, which no one sets back: for time-outs."""
+    return time.monotonic()
+
+
 class SystemClock:
     injected = False
 

@@ -60,6 +60,12 @@ class Settings:
     eviction_wait_seconds: float = 5.0
     # How often due work is looked for by the ticker of an embedded engine or `kms serve`.
     tick_seconds: float = 15.0
+    # Where redis_url is set, the scheduler does due work, and the ticker only what is overdue by this much: a dead broker delays no more.
+    fallback_seconds: float = 30.0
+    # There, rotations that are due at one instant are spread over this many seconds after it; deletion and expiry never wait.
+    rotation_spread_seconds: int = 300
+    # What was handed out to a worker is offered again after this long, if nothing was heard of it. A task is stopped well before.
+    claim_seconds: float = 120.0
     # How often the store itself is asked for changes that no one announced (a writer that died between commit and announcement).
     poll_seconds: float = 1.0
     # On a database that nodes share: how long a process may act on what it has read (DESIGN rule 3). It is renewed three times as often;
@@ -270,6 +276,8 @@ def _check(settings: Settings) -> None:
     for name, offered in (("log_format", LOG_FORMATS), ("log_level", LOG_LEVELS)):
         if getattr(settings, name) not in offered:
             raise SetupError(f"{name} is one of {', '.join(offered)}, not {getattr(settings, name)!r}")
+    if settings.rotation_spread_seconds > MAX_SECONDS:
+        raise SetupError(f"rotation_spread_seconds must be at most {MAX_SECONDS}, not {settings.rotation_spread_seconds}")
     if bool(settings.root_access_key_id) != bool(settings.root_access_key_secret):
         raise SetupError("root_access_key_id and root_access_key_secret go together; one of them is not set")
     if bool(settings.tls_certificate) != bool(settings.tls_key):

@@ -41,11 +41,12 @@ def told(**fields: Any) -> dict[str, Any]:
 
 
 def log_fault(what: str, error: BaseException, **fields: Any) -> None:
-    """A KmsError says only what may be read; of any other, the lines of code it passed."""
+    """A KmsError says only what may be read; of any other, the lines of code it passed, and what the system calls it."""
     if isinstance(error, KmsError):
         log.warning("%s: %s", what, error, extra=told(**{"code": error.code, **fields}))
     else:
-        log.error("%s: unexpected %s", what, type(error).__name__, extra=told(**fields, where=_lines(error.__traceback__)))
+        reason = f": {error.strerror}" if isinstance(error, OSError) and error.strerror else ""
+        log.error("%s: unexpected %s%s", what, type(error).__name__, reason, extra=told(**fields, where=_lines(error.__traceback__)))
 
 
 class Lines(logging.Formatter):

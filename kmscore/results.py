@@ -193,6 +193,31 @@ class DueReport:
 
 
 @dataclass(frozen=True, slots=True)
+class DueStatus:
+    """How due work stands. What is parked is in no backlog: it waits for a person, or for an hour."""
+
+    backlog: int  # due and not done
+    oldest_due_seconds: float  # of business time; 0 when nothing is due
+    parked: int
+    last_sweep_seconds_ago: float | None  # None: the scheduler never swept
+    workers_alive: int  # processes of the scheduler
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerWorker:
+    """A process of the scheduler, as it said of itself. Times are the machine's."""
+
+    host: str
+    pid: int
+    started_at: datetime
+    seen_at: datetime
+    worked_at: datetime | None
+    done: int
+    failed: int
+    alive: bool  # seen within the last half minute
+
+
+@dataclass(frozen=True, slots=True)
 class ReconcileReport:
     """What reconcile did and found."""
 

@@ -11,6 +11,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "kmscore"
+SCHEDULER = ROOT / "scheduler"
 
 BASE = {"errors", "ids", "clock", "config", "process", "disk", "logs", "_percent", "asked", "counts", "tracing"}
 # room -> the rooms of kmscore that it may import besides itself and the base
@@ -107,6 +108,24 @@ def test_what_is_kept_to_one_room_stays_there(path: Path) -> None:
         for name, rooms in KEPT.items():
             if module == name or module.startswith(name + "."):
                 assert room_of(path) in rooms, f"{path.name} imports {module}"
+
+
+@pytest.mark.parametrize("path", sorted(SCHEDULER.rglob("*.py")), ids=lambda path: path.name)
+def test_the_scheduler_sees_the_public_face_only(path: Path) -> None:
+    for module, typing_only in imports(path):
+        parts = module.split(".")
+        if parts[0] == "kmscore" and len(parts) > 1 and not typing_only:
+            assert parts[1] in BASE | {"results", "open_kms", "protect_process"}, f"{path.name} imports {module}"
+        for name, rooms in KEPT.items():
+            if name != "celery" and (module == name or module.startswith(name + ".")):
+                assert "scheduler" in rooms, f"{path.name} imports {module}"
+    text = path.read_text()
+    assert not re.search(r"datetime\.(now|utcnow|today)\(|time\.time\(|os\.environ|getenv", text), path.name
+
+
+def test_nothing_imports_the_scheduler() -> None:
+    for path in sources():
+        assert not [module for module, _ in imports(path) if module.split(".")[0] == "scheduler"], path.name
 
 
 def test_the_domain_is_pure() -> None:

@@ -15,12 +15,17 @@ _JSON = (b"content-type", b"application/json;charset=utf-8")
 _CLOSE = (b"connection", b"close")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _PLAIN = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')  # stands for itself in a JSON string
+POSITION = "x-kms-position"
 RETRY_SECONDS = 1.0  # after which a refusal that may pass is worth another try
 
 
-def success(answer: Mapping[str, Any], request_id: str) -> tuple[int, Headers, bytes]:
+def success(answer: Mapping[str, Any], request_id: str, position: int = 0) -> tuple[int, Headers, bytes]:
+    """`position`: how far in the log the answer is, for a client that asks another node next."""
     body = _object(answer).encode()
-    return 200, [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())], body
+    headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())]
+    if position:
+        headers.append((POSITION.encode(), b"%d" % position))
+    return 200, headers, body
 
 
 def failure(error: KmsError, request_id: str, host: str, *, close: bool = False) -> tuple[int, Headers, bytes]:

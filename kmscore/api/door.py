@@ -94,7 +94,7 @@ class Door:
             access_key_id = caller.access_key_id
             operation = name if name in OPERATIONS else ""
             answer = await self._carry_out(request, caller, name, request_id)
-            status, headers, data = answers.success(answer, request_id)
+            status, headers, data = answers.success(answer, request_id, 0 if name in QUICK else self._kms.position)
         except Exception as error:
             refusal = self._refusal(error, request_id, operation)
             code = refusal.code
@@ -136,14 +136,20 @@ class Door:
     async def _carry_out(self, request: Request, caller: Any, name: str, request_id: str) -> dict[str, Any]:
         operation = find(name)
         params = request.business(operation.takes_region)
+        if least := request.least_position:
+            await self._in_a_thread(self._kms.be_at, least)
         if name in self._quick:
             return invoke(self._kms, name, params, request_id, caller)
+        answer: dict[str, Any] = await self._in_a_thread(invoke, self._kms, name, params, request_id, caller)
+        return answer
+
+    async def _in_a_thread(self, act: Callable[..., Any], *arguments: Any) -> Any:
         if self._waiting >= MAX_WAITING:
             raise KmsError("ServiceUnavailableTemporary", "The service is busy; try again.")
         self._waiting += 1
         try:
             # In the context of this request, and so in its span.
-            run = partial(copy_context().run, invoke, self._kms, name, params, request_id, caller)
+            run = partial(copy_context().run, act, *arguments)
             return await asyncio.get_running_loop().run_in_executor(self._threads, run)
         finally:
             self._waiting -= 1

@@ -56,6 +56,8 @@ STORED: dict[str, str] = {
     "due_backlog": "Rotations, deletions and expiries whose time has come.",
     "due_oldest_seconds": "Since the time of the oldest of them.",
     "due_parked": "Due work that failed so often that it waits for a person.",
+    "workers_alive": "Processes of the scheduler's workers that were seen within half a minute.",
+    "sweep_age_seconds": "Since due work was last swept by the scheduler; absent where it never was.",
 }
 
 

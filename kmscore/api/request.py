@@ -15,6 +15,7 @@ Scope = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 API_VERSION = "2016-01-20"
+LEAST_POSITION = "x-kms-min-position"
 MAX_BODY_BYTES = 1 << 20
 MAX_DROPPED_BYTES = 16 << 20  # of a body that is too large, so that its sender hears why
 
@@ -40,6 +41,16 @@ class Request:
     @property
     def authorization(self) -> str:
         return self.headers.get("authorization", "")
+
+    @property
+    def least_position(self) -> int:
+        """From where in the log on the request is to be answered; 0: it does not say. Raises InvalidParameter."""
+        said = self.headers.get(LEAST_POSITION)
+        if said is None:
+            return 0
+        if not (said.isascii() and said.isdigit() and len(said) <= 18):
+            raise invalid(LEAST_POSITION, "It is what an answer said in x-kms-position.")
+        return int(said)
 
     def action(self, *, by_header: bool) -> str:
         """The action and version that the signature covers: headers of an ACS request, parameters of a V1 request."""

@@ -26,6 +26,7 @@ TOOLS = {
     "policy": ("access", "Who could do what."),
     "rotate": ("tools", "Rotate a key now."),
     "tick": ("tools", "Do what is due: rotations, deletions, the end of imported material."),
+    "workers": ("tools", "Processes of the scheduler, and how due work stands."),
     "history": ("tools", "Every event of a key."),
     "reconcile": ("tools", "Settle interrupted work; compare token and store with the events."),
     "migrate": ("migrate", "Move the events into PostgreSQL, or back."),

@@ -32,10 +32,13 @@ def rotate(key: str) -> None:
 
 
 @click.command()
+@click.option("--parked", is_flag=True, help="Try again what was given up (kms doctor names it): after its cause was seen to.")
 @takes_home
-def tick() -> int:
+def tick(parked: bool) -> int:
     """Rotate and destroy whatever is due now, and imported material whose time is over. A running service does it by itself."""
     with open_engine() as kms:
+        if parked:
+            click.echo(f"{kms.release_parked()} taken up again")
         report = kms.run_due()
     for key_id in report.rotated:
         click.echo(f"rotated {key_id}")
@@ -48,6 +51,27 @@ def tick() -> int:
     if not (report.rotated or report.destroyed or report.expired or report.failed):
         click.echo("nothing is due")
     return 1 if report.failed else 0
+
+
+@click.command()
+@takes_home
+def workers() -> int:
+    """The scheduler's processes as they last said they are there, the last sweep, and what is due. Exit 1 when redis_url is set and none
+    is alive."""
+    with open_engine() as kms:
+        status, seen, meant = kms.due_status(), kms.scheduler_workers(), bool(kms.settings.redis_url)
+    rows: list[tuple[str, ...]] = [("HOST", "PID", "SINCE", "LAST SEEN", "LAST WORK", "DONE", "FAILED", "")]
+    for worker in seen:
+        times = ("never" if at is None else _plain(at) for at in (worker.started_at, worker.seen_at, worker.worked_at))
+        state = "alive" if worker.alive else "silent"
+        rows.append((_plain(worker.host), str(worker.pid), *times, str(worker.done), str(worker.failed), state))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows if seen else ():
+        click.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    swept = status.last_sweep_seconds_ago
+    click.echo(f"{status.workers_alive} workers alive; " + ("never swept" if swept is None else f"last sweep {swept:.0f} s ago"))
+    click.echo(f"{status.backlog} due, the oldest for {status.oldest_due_seconds:.0f} s; {status.parked} parked")
+    return 1 if meant and not status.workers_alive else 0
 
 
 @click.command()

@@ -8,7 +8,8 @@ from kmscore.clock import Clock
 from kmscore.custody.port import Keeper
 from kmscore.domain.specs import ProtectionLevel
 from kmscore.engine.keyring import KeyRing
-from kmscore.store.gauges import Due, StoreGauges
+from kmscore.results import DueStatus
+from kmscore.store.gauges import StoreGauges
 
 
 class Gauges:
@@ -18,11 +19,10 @@ class Gauges:
         keepers: Mapping[ProtectionLevel, Keeper],
         stored: StoreGauges,
         clock: Clock,
-        lease_age: Callable[[], float | None] = lambda: None,
-        due: Callable[[], Due] | None = None,
+        due: Callable[[], DueStatus],
+        lease_age: Callable[[], float | None],
     ) -> None:
-        """`lease_age`: seconds since this process last knew that its views are fresh, where there are leases. `due`: instead of what the
-        store counts by itself."""
+        """`lease_age`: seconds since this process last knew that its views are fresh; None where there are no leases."""
         self._ring = ring
         self._keepers = keepers
         self._stored = stored
@@ -42,14 +42,15 @@ class Gauges:
 
     def stored(self) -> dict[str, float]:
         """Of the store, the same for every process. Raises KmsError when it cannot be read."""
-        now = self._clock.now()
-        intents, oldest = self._stored.open_intents(now)
-        due = self._stored.due(now) if self._due is None else self._due()
+        intents, oldest = self._stored.open_intents(self._clock.now())
+        due = self._due()
         found = {
             "log_position": self._stored.position(),
             "open_intents": intents,
             "open_intent_oldest_seconds": oldest,
             "due_backlog": due.backlog,
-            "due_oldest_seconds": due.oldest_seconds,
+            "due_oldest_seconds": due.oldest_due_seconds,
+            "due_parked": due.parked,
+            "workers_alive": due.workers_alive,
         }
-        return found if due.parked is None else found | {"due_parked": due.parked}
+        return found if due.last_sweep_seconds_ago is None else found | {"sweep_age_seconds": due.last_sweep_seconds_ago}

@@ -6,20 +6,30 @@ from typing import Any
 
 from kmscore.engine.kms_access import AccessOperations
 from kmscore.engine.kms_crypto import CryptoOperations
+from kmscore.engine.kms_due import DueOperations
 from kmscore.engine.kms_keys import KeyOperations
 from kmscore.engine.kms_service import ServiceOperations
-from kmscore.errors import key_not_found
-from kmscore.results import DueReport, Finding, ReconcileReport
+from kmscore.errors import KmsError, key_not_found
+from kmscore.results import Finding, ReconcileReport
 
 
-class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations):
+class Kms(KeyOperations, CryptoOperations, AccessOperations, ServiceOperations, DueOperations):
     """An open engine on one home. Made by `kmscore.open_kms`; thread-safe; not usable in a forked child."""
 
     # --- beyond the wire ---------------------------------------------------------------------------------------------------------
 
-    def run_due(self) -> DueReport:
-        """Rotate and destroy whatever is due now."""
-        return self._s.due.run()
+    @property
+    def position(self) -> int:
+        """How far in the log this engine is, its own last change included: what `be_at` of another engine on the same store takes."""
+        return max(self._s.ring.position, self._s.store.position)
+
+    def be_at(self, position: int) -> None:
+        """Take in whatever was committed up to a position, so that what is asked next is answered as of then or later.
+
+        Raises KmsError ServiceUnavailableTemporary when the log does not reach so far.
+        """
+        if self._s.ring.position < position and self._s.ring.refresh().position < position:
+            raise KmsError("ServiceUnavailableTemporary", "this node has not yet seen what the request refers to; try again")
 
     def reconcile(self) -> ReconcileReport:
         """Finish or give up interrupted work, and compare every object of every custody with the events."""

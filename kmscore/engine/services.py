@@ -20,8 +20,10 @@ from kmscore.engine.instances import Instances
 from kmscore.engine.keyring import KeyRing
 from kmscore.engine.lifecycle import Lifecycle
 from kmscore.engine.reconcile import Reconciler
+from kmscore.engine.scheduling import Scheduling
 from kmscore.engine.tagging import Tagging
 from kmscore.results import Finding
+from kmscore.store.attempts import Attempts
 from kmscore.store.keystore import KeyStore
 from kmscore.store.queries import Queries
 
@@ -41,6 +43,8 @@ class Services:
     instances: Instances
     lifecycle: Lifecycle
     due: DueWork
+    attempts: Attempts
+    scheduling: Scheduling
     reconciler: Reconciler
     tagging: Tagging
     access: Access

@@ -1,14 +1,13 @@
-"""What the store says of itself in numbers: how far the log is, what is open, what is due. A few index look-ups, for /metrics."""
+"""What the log says of itself in numbers: how far it is, and what is open. A few index look-ups, for /metrics."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any
 
 from kmscore.domain import events
 from kmscore.store.datastore import Datastore
 from kmscore.store.keystore import KeyStore
-from kmscore.store.readmodel import micros
 
 # What can open an intent; the newest of them in a key's stream opened the one that is open.
 _OPENERS = tuple(
@@ -26,12 +25,6 @@ _OLDEST = (
     " (SELECT max(position) AS newest FROM open_intents JOIN stored_events ON originator_id = key_id"
     f" WHERE topic IN ({','.join('?' * len(_OPENERS))}) GROUP BY key_id) AS opened)"
 )
-
-
-class Due(NamedTuple):
-    backlog: int  # items of work whose time has come
-    oldest_seconds: float  # since the time of the oldest; 0: nothing is due
-    parked: int | None = None  # items that have failed so often that they wait for a person; None: it is not counted
 
 
 class StoreGauges:
@@ -53,10 +46,6 @@ class StoreGauges:
         stream, version = str(row[0]), int(row[1])
         at = next(event.timestamp for event in self._store.events(stream) if event.originator_version == version)
         return number, max(0.0, (now - at).total_seconds())
-
-    def due(self, now: datetime) -> Due:
-        number, oldest = self._row("SELECT count(*), min(due_at) FROM due_work WHERE due_at <= ?", (micros(now),))
-        return Due(int(number), max(0.0, (micros(now) - int(oldest)) / 1e6) if number else 0.0)
 
     def _row(self, sql: str, params: tuple[Any, ...]) -> Any:
         with self._datastore.reading() as cursor:

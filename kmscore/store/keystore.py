@@ -43,6 +43,8 @@ class KeyStore:
         self._mapper = construct_mapper()
         self._events: EventStore[str] = EventStore(self._mapper, recorder)
         self._owner = owner
+        self.position = 0
+        """Not before that of the last event that was appended here."""
 
     def key(self, key_id: str) -> Key | None:
         return self._of(Key, key_id)
@@ -78,7 +80,8 @@ class KeyStore:
             return
         rows += beside
         try:
-            self._events.put(pending, statements=rows)
+            *_, last = self._events.put(pending, statements=rows)
+            self.position = max(self.position, last.notification.id)
         except IntegrityError:
             raise Conflict(pending[0].originator_id) from None
         except PersistenceError as error:

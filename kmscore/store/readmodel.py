@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -21,6 +22,9 @@ DESTRUCTION = "destruction"
 # What a material id is known as.
 REQUESTED, ACTIVE, ABANDONED, DESTROYED = "requested", "active", "abandoned", "destroyed"
 
+SHARDS = 16  # parts that due work is swept in, each by a task of its own
+SPREAD_STEPS = 1 << 16
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -35,6 +39,12 @@ def _micros(instant: datetime | None) -> int | None:
 
 def from_micros(value: int) -> datetime:
     return _EPOCH + timedelta(microseconds=value)
+
+
+def spot(key_id: str) -> tuple[int, int]:
+    """Shard and spread of a key's due work: the same in every process and for ever."""
+    digest = hashlib.sha256(key_id.encode()).digest()
+    return digest[0] % SHARDS, int.from_bytes(digest[1:3]) % SPREAD_STEPS
 
 
 Aggregate = Key | Alias | User
@@ -97,6 +107,12 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
     yield "DELETE FROM due_work WHERE key_id = ?", (key.id,)
     if not key.destruction_started:
         yield from _due(key, now)
+    # What is not due any more needs no further attempt; what still is keeps its count, also when an attempt opens an intent.
+    yield (
+        "DELETE FROM attempts WHERE key_id = ? AND NOT EXISTS (SELECT 1 FROM due_work WHERE due_work.kind = attempts.kind"
+        " AND due_work.key_id = attempts.key_id AND due_work.due_at <= ?)",
+        (key.id, micros(now)),
+    )
     if key.system or not (key.versions or key.origin is Origin.EXTERNAL):
         return
     yield "DELETE FROM tags WHERE key_id = ?", (key.id,)
@@ -145,7 +161,7 @@ def _due(key: Key, now: datetime) -> Iterator[Statement]:
         instants[ROTATE] = key.next_rotation_at(now)
     for kind, instant in instants.items():
         if instant is not None:
-            yield "INSERT INTO due_work VALUES (?, ?, ?)", (kind, key.id, micros(instant))
+            yield "INSERT INTO due_work VALUES (?, ?, ?, ?, ?)", (kind, key.id, micros(instant), *spot(key.id))
 
 
 def _intent(key: Key, owner: str) -> Iterator[Statement]:

@@ -1,5 +1,6 @@
 """The tables, in the words of SQLite; postgres.py says them in PostgreSQL's. Events are append-only; every other table can be rebuilt from
-them, but for wrapped material, use counts and facts.
+them, but for wrapped material, use counts, facts, attempts and
+workers.
 
 Times are whole microseconds since 1970-01-01 UTC. Hashes are 32 raw bytes (domain/chain.py).
 """
@@ -68,8 +69,19 @@ STATEMENTS = (
         material_id BLOB PRIMARY KEY, key_id TEXT NOT NULL, level TEXT NOT NULL, state TEXT NOT NULL) WITHOUT ROWID
     """,
     "CREATE INDEX IF NOT EXISTS materials_by_state ON materials (state, level)",
-    "CREATE TABLE IF NOT EXISTS due_work (kind TEXT, key_id TEXT, due_at INTEGER NOT NULL, PRIMARY KEY (kind, key_id)) WITHOUT ROWID",
+    # Shard and spread are stable hashes of the key id (readmodel.spot): who sweeps it, and where in the jitter window its rotation lies.
+    """
+    CREATE TABLE IF NOT EXISTS due_work (
+        kind TEXT,
+        key_id TEXT,
+        due_at INTEGER NOT NULL,
+        shard INTEGER NOT NULL DEFAULT 0,
+        spread INTEGER NOT NULL DEFAULT 0,
+        PRIMARY KEY (kind, key_id)) WITHOUT ROWID
+    """,
     "CREATE INDEX IF NOT EXISTS due_work_by_time ON due_work (due_at)",
+    "CREATE INDEX IF NOT EXISTS due_work_by_shard ON due_work (shard, due_at)",
+    "CREATE INDEX IF NOT EXISTS due_work_by_key ON due_work (key_id)",  # every append of a key writes its rows anew
     # At most one open intent per key. `owner` names the process whose attempt it is.
     """
     CREATE TABLE IF NOT EXISTS open_intents (
@@ -94,6 +106,30 @@ STATEMENTS = (
     "CREATE TABLE IF NOT EXISTS software_material (material_id BLOB PRIMARY KEY, wrapped BLOB NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS version_uses (version_id TEXT PRIMARY KEY, reserved INTEGER NOT NULL) WITHOUT ROWID",
     "CREATE TABLE IF NOT EXISTS facts (name TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID",
+    # Of due work that was handed out: how often it was begun, and when it may be handed out again, by the machine's clock (attempts.py).
+    # A row lasts as long as its work is due.
+    """
+    CREATE TABLE IF NOT EXISTS attempts (
+        kind TEXT,
+        key_id TEXT,
+        tries INTEGER NOT NULL,
+        not_before INTEGER NOT NULL,
+        parked INTEGER NOT NULL,
+        code TEXT NOT NULL,
+        PRIMARY KEY (key_id, kind)) WITHOUT ROWID
+    """,
+    # The processes of the scheduler, by the machine's clock.
+    """
+    CREATE TABLE IF NOT EXISTS workers (
+        id TEXT PRIMARY KEY,
+        host TEXT NOT NULL,
+        pid INTEGER NOT NULL,
+        started_at INTEGER NOT NULL,
+        seen_at INTEGER NOT NULL,
+        worked_at INTEGER,
+        done INTEGER NOT NULL,
+        failed INTEGER NOT NULL) WITHOUT ROWID
+    """,
 )
 
 # Tables that tell of running processes only: a move to another database leaves them behind. It takes every other one.
@@ -109,7 +145,12 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE versions ADD COLUMN held INTEGER NOT NULL DEFAULT 1",
     ),
     3: (),  # new tables only
-    4: (),  # new tables only; the first version that PostgreSQL had
+    # SQL cannot hash: a row gets its shard and spread at the next event of its key, and is swept with shard 0 until then.
+    # The first version that PostgreSQL had.
+    4: (
+        "ALTER TABLE due_work ADD COLUMN shard INTEGER NOT NULL DEFAULT 0",
+        "ALTER TABLE due_work ADD COLUMN spread INTEGER NOT NULL DEFAULT 0",
+    ),
 }
 
 

@@ -17,6 +17,8 @@ import pytest
 from kmscore import FixedClock, KmsError
 from kmscore.bootstrap import open_kms
 from kmscore.custody.fake import Crash, FakeKeeper, FakeToken
+from kmscore.domain.key import Key
+from kmscore.domain.specs import ProtectionLevel
 from kmscore.engine.kms import Kms
 from kmscore.store.keystore import KeyStore
 
@@ -127,10 +129,10 @@ def commits_are_steps(monkeypatch: pytest.MonkeyPatch) -> list[FakeToken]:
     current: list[FakeToken] = []
     append = KeyStore.append
 
-    def stepping(store: KeyStore, *aggregates: object) -> None:
+    def stepping(store: KeyStore, *aggregates: object, **more: object) -> None:
         if current:
             current[0].faults.pass_by("commit.before")
-        append(store, *aggregates)  # type: ignore[arg-type]
+        append(store, *aggregates, **more)  # type: ignore[arg-type]
         if current:
             current[0].faults.pass_by("commit.after")
 
@@ -246,17 +248,55 @@ def test_a_failure_is_cleared_away_at_once_and_answered(commits_are_steps: list[
     check(SCENARIOS["rotate-hsm"], world)
 
 
-def test_an_intent_whose_cleaning_fails_is_settled_by_the_next_command(commits_are_steps: list[FakeToken]) -> None:
+def test_what_cannot_be_cleared_away_is_remembered_and_stands_in_nobodys_way(commits_are_steps: list[FakeToken]) -> None:
     world = build(SCENARIOS["rotate-hsm"])
     with world.process() as kms:
         world.token.faults.at("generate.half", KmsError("ServiceUnavailableTemporary", "gone"))
         world.token.faults.at("destroy.before", KmsError("ServiceUnavailableTemporary", "gone"))
         with pytest.raises(KmsError, match="gone"):
             kms.rotate_key(world.key)
-        assert len(kms._s.queries.open_intents()) == 1
+        assert len(kms._s.lifecycle._effects._remains.all()) == 1
         assert kms.rotate_key(world.key)
-        assert kms._s.queries.open_intents() == []
+        assert len(kms._s.lifecycle._effects._remains.all()) == 1
+        assert kms._s.reconciler.recover().pending == ()
+        assert kms._s.lifecycle._effects._remains.all() == []
     check(SCENARIOS["rotate-hsm"], world)
+
+
+def test_a_recovery_that_comes_late_destroys_nothing_that_lives(commits_are_steps: list[FakeToken]) -> None:
+    """It took the owner for dead and read the stream; then the owner came to its end. On several nodes nobody can be sure of a death."""
+    world = build(SCENARIOS["rotate-hsm"])
+    with world.process() as owner, world.process() as other:
+        read = other._s.store.key
+        late = []
+
+        def outcome_comes_in_between() -> None:
+            late.append(read(world.key))
+
+        world.token.faults.at("generate.after", outcome_comes_in_between)
+        owner.rotate_key(world.key)
+        (stale,) = late
+        assert stale is not None
+        assert stale.open_intent is not None
+        material_id = bytes.fromhex(stale.open_intent.material_id)
+        other._s.lifecycle._effects._store = StaleOnce(other._s.store, stale)  # type: ignore[assignment]
+        keeper = other._s.lifecycle._effects._keepers[ProtectionLevel.HSM]
+        assert not other._s.lifecycle._effects._abandon(world.key, keeper, material_id, other._s.lifecycle.by)
+        assert material_id in world.token.objects
+    check(SCENARIOS["rotate-hsm"], world)
+
+
+class StaleOnce:
+    """A store that was read before something happened."""
+
+    def __init__(self, store: KeyStore, stale: Key) -> None:
+        self.append = store.append
+        self._store = store
+        self._stale: Key | None = stale
+
+    def key(self, key_id: str) -> Key | None:
+        stale, self._stale = self._stale, None
+        return stale or self._store.key(key_id)
 
 
 def test_an_attempt_that_was_given_up_by_another_process_is_not_activated(commits_are_steps: list[FakeToken]) -> None:

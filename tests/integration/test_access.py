@@ -14,6 +14,7 @@ from typing import Any
 
 import peers
 import pytest
+from scheduler_helpers import older_due_work
 
 import kmscore
 from kmscore.domain.access import Caller
@@ -213,6 +214,7 @@ def test_a_home_of_the_version_before_gets_its_tables(tmp_path: Path) -> None:
     with closing(sqlite3.connect(tmp_path / "home" / "kms.db")) as database, database:
         for table in ("users", "access_keys", "access_secrets", "access_uses"):
             database.execute(f"DROP TABLE {table}")
+        older_due_work(database)
         database.execute("PRAGMA user_version = 2")
     with open_home(tmp_path / "home") as kms:
         assert kms.describe_key(key).key_id == key

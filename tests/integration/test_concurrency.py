@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import subprocess
 import sys
@@ -186,12 +187,13 @@ def test_the_ticker_outlives_what_is_not_a_refusal(tmp_path: Path, caplog: pytes
             runs += 1
             if runs >= 3:
                 done.set()
-            raise OSError("no file descriptors left")
+            raise OSError(errno.EMFILE, "Too many open files", "/a/path")
 
         with caplog.at_level(logging.ERROR, "kmscore"):
             object.__setattr__(kms._s.due, "run", broken)
             assert done.wait(20)
-    assert "no file descriptors left" in caplog.text
+    assert "due work is postponed: unexpected OSError: Too many open files" in caplog.text
+    assert "/a/path" not in caplog.text
 
 
 def test_one_process_that_does_not_let_go_is_waited_for_once(kms: Kms, clock: FixedClock, monkeypatch: pytest.MonkeyPatch) -> None:

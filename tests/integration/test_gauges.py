@@ -16,7 +16,7 @@ from kmscore.custody.fake import Crash, FakeKeeper, FakeToken
 from kmscore.engine.gauges import Gauges
 from kmscore.engine.kms import Kms
 from kmscore.errors import KmsError
-from kmscore.store.gauges import Due
+from kmscore.results import DueStatus
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
 
@@ -63,7 +63,8 @@ def test_due_work_and_the_log(kms: Kms, clock: kmscore.FixedClock) -> None:
     found = kms.gauges.stored()
     assert (found["due_backlog"], found["due_oldest_seconds"]) == (2, 20)
     assert found["log_position"] == before["log_position"] + 8  # of each: created, requested, activated, scheduled
-    assert "due_parked" not in found
+    assert found["due_parked"] == found["workers_alive"] == 0
+    assert "sweep_age_seconds" not in found
     kms.run_due()
     assert kms.gauges.stored()["due_backlog"] == 0
 
@@ -88,9 +89,12 @@ def test_the_age_of_an_open_intent_is_that_of_the_event_that_opened_it(tmp_path:
 
 def test_what_is_told_by_others(kms: Kms) -> None:
     services = kms._s
-    more = Gauges(services.ring, {}, services.gauges._stored, services.clock, lambda: 0.5, lambda: Due(3, 4.0, 5))
+    due = DueStatus(backlog=3, oldest_due_seconds=4.0, parked=5, last_sweep_seconds_ago=6.0, workers_alive=2)
+    more = Gauges(services.ring, {}, services.gauges._stored, services.clock, lambda: due, lambda: 0.5)
     assert more.own()["lease_age_seconds"] == 0.5
-    assert (more.stored()["due_backlog"], more.stored()["due_oldest_seconds"], more.stored()["due_parked"]) == (3, 4.0, 5)
+    told = more.stored()
+    names = ("due_backlog", "due_oldest_seconds", "due_parked", "sweep_age_seconds", "workers_alive")
+    assert [told[name] for name in names] == [3, 4.0, 5, 6.0, 2]
 
 
 def test_a_change_is_a_line_in_the_log(kms: Kms, caplog: pytest.LogCaptureFixture) -> None:

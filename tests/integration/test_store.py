@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from eventsourcing.persistence import InterfaceError, OperationalError
+from scheduler_helpers import older_due_work
 
 from kmscore.domain.alias import Alias
 from kmscore.domain.by import By
@@ -250,6 +251,7 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
     with sqlite3.connect(tmp_path / "kms.db") as connection:
         for column in ("ordinal", "primary_at", "expires_at", "held"):
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
+        older_due_work(connection)
         connection.execute("PRAGMA user_version = 1")
     opened = Opened(tmp_path / "kms.db")
     assert opened.rows("SELECT ordinal, primary_at, expires_at, held FROM versions") == [(1, 0, None, 1)]
