@@ -39,7 +39,7 @@ fuzz: dev
 		.venv/bin/python -m tests.fuzz $$target --seconds $${FUZZ_SECONDS:-600} --work build/fuzz || exit 1; done
 
 campaign-rotation: dev
-	.venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
+	PYTHONPATH=scripts .venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
 
 crash: dev
 	$(PYTEST) -s tests/crash -k "three_hundred"

@@ -22,8 +22,10 @@ from kmscore.domain.specs import ContentKind, KeySpec, KeyUsage, Origin, Protect
 from kmscore.errors import KmsError, SetupError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from kmscore.engine.kms import Kms
-    from kmscore.results import Finding
+    from kmscore.results import Finding, Moved
 
 __version__ = "0.1.0"
 
@@ -39,6 +41,7 @@ __all__ = [
     "SetupError",
     "SystemClock",
     "doctor",
+    "migrate",
     "open_kms",
     "protect_process",
 ]
@@ -61,6 +64,19 @@ def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[
     from kmscore import bootstrap
 
     return bootstrap.doctor(home, **settings)
+
+
+def migrate(
+    home: str | os.PathLike[str] | None = None, *, to: str, progress: Callable[[str, int, int], None] = lambda *_: None, **settings: Any
+) -> Moved:
+    """Move the events of a home into PostgreSQL (`to`: "postgresql", which KMS_DATABASE_URL names, or a URL) or back (`to`: "sqlite").
+
+    Raises SetupError, and nothing was moved, while a process has the home open, and where source or target are not as they must be.
+    The same call again finishes a move that was interrupted. `progress` is called with what is done, events done, and events in all.
+    """
+    from kmscore import bootstrap
+
+    return bootstrap.migrate(home, to=to, progress=progress, **settings)
 
 
 def protect_process() -> dict[str, bool]:

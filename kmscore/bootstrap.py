@@ -10,13 +10,13 @@ import logging
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, cast
 from uuid import UUID
 
 from kmscore import __version__
-from kmscore.clock import Clock, clock_of
+from kmscore.clock import Clock, SystemClock, clock_of
 from kmscore.config import Settings, load_settings, read_credentials
 from kmscore.custody._p11 import Secret
 from kmscore.custody.hsm import HsmKeeper
@@ -52,17 +52,19 @@ from kmscore.engine.services import Services
 from kmscore.engine.tagging import Tagging
 from kmscore.errors import KmsError, SetupError
 from kmscore.ids import RandomIds
-from kmscore.results import Finding
+from kmscore.results import Finding, Moved
 from kmscore.store.attempts import Attempts
 from kmscore.store.datastore import Datastore
 from kmscore.store.freshness import Freshness
-from kmscore.store.gate import SharedGate
+from kmscore.store.gate import SharedGate, live_processes
 from kmscore.store.gauges import StoreGauges
 from kmscore.store.keystore import KeyStore
 from kmscore.store.material import AccessUses, Facts, Remains, SoftwareMaterial, Uses
+from kmscore.store.moving import require_nothing_left_behind, require_unmoved, to_postgres, to_sqlite
 from kmscore.store.queries import Queries
 from kmscore.store.recorder import ChainedRecorder
 from kmscore.store.sqlite import SqliteStore
+from kmscore.store.transfer import Progress
 from kmscore.store.watched import WatchedKeyStore
 from kmscore.store.workers import Workers
 
@@ -123,6 +125,43 @@ def doctor(home: str | os.PathLike[str] | None = None, **settings: Any) -> list[
         return [*probe(chosen, None), Finding("fail", f"this home does not open: {error.message}")]
 
 
+def migrate(home: str | os.PathLike[str] | None = None, *, to: str, progress: Progress = lambda *_: None, **settings: Any) -> Moved:
+    """Move the events of a home, and all that lies beside them, into another database; keys stay in their token.
+
+    `to`: "postgresql", the database of KMS_DATABASE_URL, a URL of one, or "sqlite", from there back into the home.
+    Raises SetupError, and nothing was moved, while a process has the home open, where the target holds something else, and where
+    an event is damaged. The same call again finishes a move that was interrupted.
+    """
+    chosen = load_settings(home, **settings)
+    url = to if "://" in to else chosen.database_url
+    if to not in ("postgresql", "sqlite") and not to.startswith(("postgresql://", "postgres://")):
+        raise SetupError("the target is postgresql, sqlite, or a URL that begins with postgresql://")
+    if not url:
+        raise SetupError("no PostgreSQL is named: set KMS_DATABASE_URL, or database_url in kms.toml")
+    if not chosen.home.is_dir():
+        raise SetupError(f"there is no home at {chosen.home}")
+    try:
+        with home_lock(chosen.home), closing(_postgres(url)) as postgres, postgres.starting():
+            _require_unused(chosen, postgres)
+            if to == "sqlite":
+                return to_sqlite(postgres, chosen.database, progress, SystemClock().now().strftime("%Y%m%dT%H%M%SZ"))
+            return to_postgres(chosen.database, postgres, progress)
+    except OSError as error:
+        raise SetupError(f"cannot move the database of {chosen.home}: {error.strerror}: {error.filename or ''}") from error
+    raise AssertionError
+
+
+def _require_unused(settings: Settings, postgres: Datastore) -> None:
+    """Nobody can start on either database now; who has one open already?"""
+    from kmscore.store.lease import renewing
+
+    users = [f"process {pid}" for pid in live_processes(settings.home / "run")]
+    if postgres.schema_version():
+        users += [f"process {name}" for name in renewing(postgres, settings.lease_seconds)]
+    if users:
+        raise SetupError(f"it is in use by {', '.join(users)}: end every process of kmscore on this home and on this database first")
+
+
 @contextmanager
 def open_store(settings: Settings, stack: ExitStack) -> Iterator[Datastore]:
     """The database of the settings, up to date; while the block lasts nobody else starts on it. The caller holds the home lock."""
@@ -130,6 +169,8 @@ def open_store(settings: Settings, stack: ExitStack) -> Iterator[Datastore]:
     stack.callback(datastore.close)
     with datastore.starting():
         datastore.prepare()
+        require_unmoved(datastore)
+        require_nothing_left_behind(datastore, settings.database)
         yield datastore
 
 

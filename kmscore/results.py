@@ -262,6 +262,17 @@ class Instance:
     ca_certificate_chain_pem: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """A store that was moved to another database."""
+
+    where: str
+    events: int
+    rows: int  # with the events
+    already: bool  # it had been copied before; only the mark was missing, or nothing
+    kept: str = ""  # what became of the database that lay where this one is now
+
+
 # --- who may do what ----------------------------------------------------------------------------------------------------------------
 
 

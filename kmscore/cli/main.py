@@ -29,6 +29,7 @@ TOOLS = {
     "workers": ("tools", "Processes of the scheduler, and how due work stands."),
     "history": ("tools", "Every event of a key."),
     "reconcile": ("tools", "Settle interrupted work; compare token and store with the events."),
+    "migrate": ("migrate", "Move the events into PostgreSQL, or back."),
     "doctor": ("tools", "Examine the home, and say what to do."),
 }
 INTERRUPTED = 130  # what a shell makes of Ctrl-C

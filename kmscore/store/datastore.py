@@ -37,6 +37,8 @@ class Datastore(ABC):
 
     shared: bool
     """Whether processes of other homes, and of other machines, may have it open as well."""
+    where: str
+    """Which database this is, for people: without a password."""
 
     def __init__(self) -> None:
         self._pid = os.getpid()
@@ -79,8 +81,30 @@ class Datastore(ABC):
         """Create the tables, or bring them up to date; the caller is within `starting`. Raises SetupError for a database that is newer."""
 
     @abstractmethod
+    def schema_version(self) -> int:
+        """Of the tables as they are; 0: there are none."""
+
+    @abstractmethod
     def examine(self) -> Finding:
         """Whether an acknowledged change is as durable as it must be."""
+
+    # --- for a move (transfer.py) ----------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def keep_still(self, cursor: Cursor, tables: Sequence[str]) -> None:
+        """While this transaction lasts, which may be long, nobody else writes into these tables; first in it."""
+
+    @abstractmethod
+    def fill(self, cursor: Cursor, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        """Insert rows, many at once."""
+
+    @abstractmethod
+    def last_number(self, cursor: Cursor, table: str, column: str) -> int:
+        """The highest number that a column which numbers its rows ever gave out."""
+
+    @abstractmethod
+    def filled(self, cursor: Cursor, table: str, column: str, last: int) -> None:
+        """The table has all its rows; if `column` numbers them, the next number is the one after `last`."""
 
     def close(self) -> None:
         """Close every connection once nobody uses one: none is closed under a statement.

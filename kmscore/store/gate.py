@@ -87,6 +87,19 @@ class SharedGate(Freshness):
         return pid != 0 and start_time(pid) == started
 
 
+def live_processes(directory: Path) -> list[int]:
+    """The processes that have this home's own database open; the caller holds the home lock."""
+    path = directory / f"gate-{boot_id()}"
+    if not path.exists():
+        return []
+    gate = make_gate(path)
+    try:
+        slots = [gate.read(slot) for slot in range(SLOTS)]
+    finally:
+        gate.close()
+    return [pid for pid, started, _ in slots if pid and start_time(pid) == started]
+
+
 def make_gate(path: Path) -> Gate:
     with open(os.open(path, os.O_CREAT | os.O_RDWR, 0o600), "r+b") as file:
         if os.fstat(file.fileno()).st_size != SIZE:  # new, or its maker was killed

@@ -21,9 +21,10 @@ from typing import Any
 import psycopg
 
 from kmscore.errors import KmsError
-from kmscore.store.datastore import unavailable
+from kmscore.store.datastore import Datastore, unavailable
 from kmscore.store.freshness import Freshness, Point
 from kmscore.store.gate import make_gate
+from kmscore.store.material import moved_to
 from kmscore.store.postgres import BoundedConnection, PostgresStore, translated
 
 log = logging.getLogger("kmscore")
@@ -64,6 +65,8 @@ class Lease(Freshness):
             with self._store.writing() as cursor:  # durable before the first read: from then on every writer waits for this process
                 row = (self.owner, socket.gethostname(), os.getpid())
                 cursor.execute("INSERT INTO processes VALUES (?, ?, ?, 0, 0, 0) ON CONFLICT DO NOTHING", row)
+                if moved := moved_to(cursor):  # while this process slept
+                    raise KmsError("ServiceUnavailableTemporary", f"the store was moved to {moved.where}: start again there")
             self._entered = True
         return point
 
@@ -207,6 +210,23 @@ class Listener(threading.Thread):
         if self.is_alive():
             self.join()
         os.close(self._wake)
+
+
+def renewing(store: Datastore, seconds: float) -> list[str]:
+    """Processes, on whatever machine, that renew their leases while this watches, for longer than a lease: they have the store open."""
+    deadline = time.monotonic() + seconds * DRIFT
+    first = _renewals(store)
+    while first and time.monotonic() < deadline:
+        time.sleep(LONGEST_POLL_SECONDS)
+        if alive := [name for process, (renewals, name) in _renewals(store).items() if first.get(process, (-1, ""))[0] != renewals]:
+            return alive
+    return []
+
+
+def _renewals(store: Datastore) -> dict[str, tuple[int, str]]:
+    with store.reading() as cursor:
+        cursor.execute("SELECT process_id, renewals, host, pid FROM processes")
+        return {process: (renewals, f"{pid} on {host}") for process, renewals, host, pid in cursor.fetchall()}
 
 
 def _boot_time() -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
+from typing import NamedTuple
 
 from kmscore.errors import KmsError
-from kmscore.store.datastore import Datastore, in_order
+from kmscore.store.datastore import Cursor, Datastore, in_order
 
 PAGE = 10_000
 
@@ -66,6 +68,29 @@ class Remains:
     def cleared(self, material_id: bytes) -> None:
         with self._datastore.writing() as cursor:
             cursor.execute("DELETE FROM remains WHERE material_id = ?", (material_id,))
+
+
+class MovedTo(NamedTuple):
+    """Where the events of a store go on after `position`: it must not be used any more."""
+
+    where: str
+    position: int
+    log_hash: bytes
+
+
+def moved_to(cursor: Cursor) -> MovedTo | None:
+    cursor.execute("SELECT value FROM facts WHERE name = 'moved_to'")
+    row = cursor.fetchone()
+    if row is None:
+        return None
+    said = json.loads(row[0])
+    return MovedTo(said["where"], said["position"], bytes.fromhex(said["log_hash"]))
+
+
+def mark_as_moved(cursor: Cursor, moved: MovedTo) -> None:
+    said = {**moved._asdict(), "log_hash": moved.log_hash.hex()}
+    cursor.execute("INSERT INTO facts VALUES ('moved_to', ?)", (json.dumps(said),))
+    cursor.execute("DELETE FROM processes")  # one that sleeps has to enter itself anew, and then meets the mark
 
 
 class Facts:

@@ -7,7 +7,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 from eventsourcing import persistence
@@ -29,6 +29,7 @@ START_SECONDS = 60.0  # eight nodes that start at once queue up
 POOL_SIZE = 8
 POOL_OVERFLOW = 24  # of one process; max_connections of the server bounds all of them
 POOL_SECONDS = 5.0
+MOVE_SECONDS = 600.0  # for which a move may leave one database alone while the other works; a machine that dies in it blocks for so long
 
 # Of SQLite's words for types and tables -> PostgreSQL's. Text is ordered by code point, as everywhere here.
 _WORDS = (
@@ -112,6 +113,11 @@ class PostgresCursor:
     def fetchall(self) -> Any:
         return self._cursor.fetchall()
 
+    def copy(self, statement: str, rows: Sequence[Sequence[Any]]) -> None:
+        with self._cursor.copy(statement) as copy:
+            for row in rows:
+                copy.write_row(row)
+
 
 class _Pooled(PooledConnection[Any]):
     def __init__(self, connection: BoundedConnection) -> None:
@@ -151,7 +157,9 @@ class PostgresStore(Datastore):
         self.url = url
         try:
             with connect(url) as connection:
-                self.version = connection.info.server_version // 10000
+                info = connection.info
+                self.version = info.server_version // 10000
+                place = f"postgresql://{info.user}@{info.host}:{info.port}/{info.dbname}"
                 row = connection.execute("SELECT current_schema()").fetchone()
         except psycopg.Error as error:
             raise SetupError(f"cannot use the database of KMS_DATABASE_URL: {_plain(error)}") from None
@@ -159,6 +167,7 @@ class PostgresStore(Datastore):
             raise SetupError(f"PostgreSQL {self.version} is too old: 14 or newer is needed")
         if row is None or row[0] is None:
             raise SetupError("the user of KMS_DATABASE_URL has no schema to create tables in; set its search_path")
+        self.where = f"{place}, schema {row[0]}"
         self.channel = f"kmscore_{zlib.crc32(row[0].encode()):08x}"  # names of channels are of the whole database
         self._pool = _Pool(url)
 
@@ -207,6 +216,15 @@ class PostgresStore(Datastore):
                 raise KmsError("ServiceUnavailableTemporary", "other processes are starting on this database; try again")
             time.sleep(START_POLL_SECONDS)
 
+    def schema_version(self) -> int:
+        with self.reading() as cursor:
+            cursor.execute("SELECT to_regclass('schema_version')")
+            if cursor.fetchone()[0] is None:
+                return 0
+            cursor.execute("SELECT version FROM schema_version")
+            row = cursor.fetchone()
+        return int(row[0]) if row else 0
+
     def prepare(self) -> None:
         with self.writing() as cursor:  # one transaction, tables included
             cursor.execute("CREATE TABLE IF NOT EXISTS schema_version (version BIGINT NOT NULL)")
@@ -245,6 +263,28 @@ class PostgresStore(Datastore):
 
     def _close(self) -> None:
         self._pool.close()
+
+    def keep_still(self, cursor: Cursor, tables: Sequence[str]) -> None:
+        cursor.execute(f"SET LOCAL idle_in_transaction_session_timeout = {int(MOVE_SECONDS * 1000)}")
+        cursor.execute(f"LOCK TABLE {', '.join(tables)} IN SHARE ROW EXCLUSIVE MODE")
+
+    def fill(self, cursor: Cursor, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        cast(PostgresCursor, cursor).copy(f"COPY {table} ({', '.join(columns)}) FROM STDIN", rows)
+
+    def last_number(self, cursor: Cursor, table: str, column: str) -> int:
+        cursor.execute("SELECT pg_get_serial_sequence(?, ?)", (table, column))
+        sequence = cursor.fetchone()[0]
+        # Rows that were inserted with a number (every event is) do not move the sequence.
+        cursor.execute(
+            f"SELECT greatest((SELECT coalesce(max({column}), 0) FROM {table}),"
+            f" (SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {sequence}))"
+        )
+        return int(cursor.fetchone()[0])
+
+    def filled(self, cursor: Cursor, table: str, column: str, last: int) -> None:
+        if column:
+            cursor.execute("SELECT setval(pg_get_serial_sequence(?, ?), ?, ?)", (table, column, max(last, 1), last > 0))
+        cursor.execute(f"ANALYZE {table}")  # else what reads it back, page by page, sorts all of it for each page
 
 
 def _plain(error: psycopg.Error) -> str:

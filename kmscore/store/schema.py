@@ -148,6 +148,9 @@ STATEMENTS = (
     """,
 )
 
+# Tables that tell of running processes only: a move to another database leaves them behind. It takes every other one.
+PASSING = frozenset({"processes", "workers"})
+
 # What brings an older database up to each version; STATEMENTS alone make a new one.
 MIGRATIONS: dict[int, tuple[str, ...]] = {
     # There was no imported material: for what is there the defaults are true.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from eventsourcing.persistence import OperationalError
 from eventsourcing.sqlite import SQLiteConnection, SQLiteConnectionPool, SQLiteDatastore
@@ -16,7 +17,7 @@ from eventsourcing.sqlite import SQLiteConnection, SQLiteConnectionPool, SQLiteD
 from kmscore.disk import sync_directory
 from kmscore.errors import SetupError
 from kmscore.results import Finding
-from kmscore.store.datastore import Cursor, Datastore, unavailable
+from kmscore.store.datastore import Cursor, Datastore, in_order, unavailable
 from kmscore.store.schema import MIGRATIONS, SCHEMA_VERSION, STATEMENTS, first_rows
 
 LOCK_TIMEOUT_SECONDS = 30  # how long a writer waits for another; a commit takes a millisecond
@@ -69,6 +70,7 @@ class SqliteStore(Datastore):
         """The caller holds the lock of the home; the file is created where it is missing."""
         super().__init__()
         self._path = path
+        self.where = self.name(path)
         self._created = not path.exists()
         if self._created:
             os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))  # -wal and -shm get the mode of this file
@@ -77,15 +79,22 @@ class SqliteStore(Datastore):
             db_name=str(path), lock_timeout=LOCK_TIMEOUT_SECONDS, pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=30.0
         )
 
+    @staticmethod
+    def name(path: Path) -> str:
+        return f"{path} on {socket.gethostname()}"
+
     @contextmanager
     def starting(self) -> Iterator[None]:
         """The lock of the home, which the caller holds, is enough."""
         yield
 
-    def prepare(self) -> None:
+    def schema_version(self) -> int:
         with self.reading() as cursor:
             cursor.execute("PRAGMA user_version")
-            version = cursor.fetchone()[0]
+            return int(cursor.fetchone()[0])
+
+    def prepare(self) -> None:
+        version = self.schema_version()
         if version > SCHEMA_VERSION:
             raise SetupError(
                 f"{self._path} was written by a newer kmscore (schema {version}, this one knows {SCHEMA_VERSION}): use that one"
@@ -133,6 +142,23 @@ class SqliteStore(Datastore):
 
     def _close(self) -> None:
         self._library.close()
+
+    def keep_still(self, cursor: Cursor, tables: Sequence[str]) -> None:
+        in_order(cursor)  # one writer at a time
+
+    def fill(self, cursor: Cursor, table: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+        marks = ", ".join("?" * len(columns))
+        cast("sqlite3.Cursor", cursor).executemany(f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({marks})", rows)
+
+    def last_number(self, cursor: Cursor, table: str, column: str) -> int:
+        cursor.execute("SELECT seq FROM sqlite_sequence WHERE name = ?", (table,))
+        row = cursor.fetchone()
+        return int(row[0]) if row else 0
+
+    def filled(self, cursor: Cursor, table: str, column: str, last: int) -> None:
+        if column and last:
+            cursor.execute("DELETE FROM sqlite_sequence WHERE name = ?", (table,))
+            cursor.execute("INSERT INTO sqlite_sequence VALUES (?, ?)", (table, last))
 
     def forget(self) -> bool:
         """Move everything from the write-ahead log into the file, whose deleted cells are overwritten, and empty the log.

@@ -1,4 +1,4 @@
-"""Months of rotation in minutes: `python -m tests.campaigns.rotation --keys N --hsm-keys M --months K`.
+"""Months of rotation in minutes: `make campaign-rotation CAMPAIGN="--keys N --hsm-keys M --months K"`.
 
 Keys with rotation periods, on a clock that a file tells; two beats, two workers of two processes. Meanwhile processes and whole nodes are
 killed, Redis is emptied and started anew, the clock goes forward in steps of days and back in small ones. In the end the events say, for
@@ -204,8 +204,8 @@ def campaign(keys: int, hsm_keys: int, months: int, *, strikes: float, seed: int
 
 def main() -> int:
     options = argparse.ArgumentParser(prog="python -m tests.campaigns.rotation", description=__doc__)
-    options.add_argument("--keys", type=int, default=560, help="of level SOFTWARE")
-    options.add_argument("--hsm-keys", type=int, default=60)
+    options.add_argument("--keys", type=int, default=420, help="of level SOFTWARE")
+    options.add_argument("--hsm-keys", type=int, default=200)
     options.add_argument("--months", type=int, default=7)
     options.add_argument("--strikes", type=float, default=1.5, help="misfortunes in a round, on average")
     options.add_argument("--seed", type=int, default=1)

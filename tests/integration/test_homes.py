@@ -114,7 +114,7 @@ def test_homes_and_settings_that_are_refused(tmp_path: Path) -> None:
         {"region": "a:b"},
         {"account_id": "²"},
         {"account_id": 5},
-        {"database_url": "postgresql://x"},
+        {"database_url": "mysql://x"},
         {"no_such_setting": 1},
     ):
         with pytest.raises(kmscore.SetupError):
@@ -134,7 +134,7 @@ for path in home.glob("kms.db*"):
 try:
     kmscore.open_kms(home)
 except kmscore.SetupError as error:
-    assert "restore the database" in str(error), error
+    assert "restore it from backup" in str(error), error
 else:
     raise AssertionError("opened with an empty store")
 """
