@@ -247,7 +247,7 @@ class Bench:
         with closing(sqlite3.connect(filled.sqlite_home(self.keys) / "kms.db")) as db:
             # The ids are random, so the first in their order are anywhere in the log.
             found = db.execute("SELECT key_id FROM keys WHERE state = ? ORDER BY key_id LIMIT ?", (state, number)).fetchall()
-        ids = [row[0] for row in found] * (number // len(found) + 1)
+        ids = [row[0] for row in found] * -(-number // len(found))
         random.Random(1).shuffle(ids)
         return ids
 

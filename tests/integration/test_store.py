@@ -26,6 +26,7 @@ from kmscore.store.keystore import KeyStore
 from kmscore.store.material import Facts, SoftwareMaterial, Uses
 from kmscore.store.queries import Queries
 from kmscore.store.recorder import ChainedRecorder
+from kmscore.store.schema import BLOCK, COUNT_AGAIN
 from kmscore.store.sqlite import SqliteStore
 
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
@@ -442,3 +443,49 @@ def test_materials_are_read_in_pages(opened: Opened, monkeypatch: pytest.MonkeyP
     }
     for material_id, (key_id, _, state) in opened.queries.material_states().items():
         assert opened.queries.material(material_id) == (key_id, state)
+
+
+def test_a_page_costs_the_same_wherever_it_is(opened: Opened) -> None:
+    """Steps of SQLite's machine, at 20 blocks of keys: a scan of all would take a million."""
+    number = 20 * BLOCK
+    with opened.datastore.writing() as cursor:
+        row = "'Enabled', 'Aliyun_AES_256', 'ENCRYPT/DECRYPT', 'SOFTWARE', 'Aliyun_KMS', '1', ''"
+        cursor.execute(
+            f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})"
+            f" INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id) SELECT 'key-' || i, 1, {row} FROM n"
+        )
+        cursor.execute("INSERT INTO aliases SELECT 'alias/' || key_id, key_id FROM keys")
+        cursor.execute("INSERT INTO tags SELECT key_id, 'a', 'b' FROM keys")
+        for statement in COUNT_AGAIN:
+            cursor.execute(statement)
+    queries, steps = opened.queries, []
+
+    def count() -> None:
+        steps[-1] += 1
+
+    genuine = opened.datastore._transaction
+
+    @contextmanager
+    def counted(commit: bool) -> Iterator[Any]:
+        with genuine(commit) as cursor:
+            connection = cursor.sqlite_cursor.connection  # type: ignore[attr-defined]
+            connection.set_progress_handler(count, 1)
+            yield cursor
+            connection.set_progress_handler(None, 0)
+
+    opened.datastore._transaction = counted  # type: ignore[method-assign, assignment]
+    for read in (
+        lambda: queries.list_keys(NOW, {}, 100, 0),
+        lambda: queries.list_keys(NOW, {}, 100, number // 2 + BLOCK - 1),
+        lambda: queries.list_keys(NOW, {}, 100, number - 1),
+        lambda: queries.list_keys(NOW, {}, 100, number),
+        lambda: queries.list_aliases(NOW, None, 100, 0),
+        lambda: queries.list_aliases(NOW, "key-7", 100, 0),
+        lambda: queries.list_tags(NOW, (), {}, ("key-5", ""), 100),
+        lambda: queries.list_tags(NOW, ("key-7",), {}, ("", ""), 100),
+        lambda: queries.count("keys"),
+        lambda: queries.due(NOW, 100),
+    ):
+        steps.append(0)
+        read()
+    assert max(steps) < 15 * BLOCK, steps
