@@ -69,7 +69,9 @@ class Lease(Freshness):
         return point
 
     def failed(self) -> None:
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        now = time.monotonic()
+        if now >= self._retry_at:  # else `begin` refused to try: who asks all the time must not put the next try off for ever
+            self._retry_at = now + RETRY_SECONDS
 
     def taken_in(self, point: Point, settled: bool) -> bool:
         now_settled = point.position if settled else self._settled
