@@ -2,7 +2,7 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: help run dev build test test-full crash campaign-rotation fuzz lint bench cluster clean
+.PHONY: help run dev build test test-full crash campaign-rotation fuzz lint bench bench-scale cluster clean
 
 help:
 	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var); TLS=1 for TLS"
@@ -11,6 +11,7 @@ help:
 	@echo "make campaign-rotation   10,000 rotations by workers that are killed; CAMPAIGN='--keys N --months K' for another size"
 	@echo "make lint       ruff, mypy, cython-lint"
 	@echo "make bench      benchmarks into benchmarks/results/"
+	@echo "make bench-scale   those of many keys at 1 k, 100 k and 1 M; needs 12 GB of disk under build/, kept for the next time"
 	@echo "make build      compile the core again"
 
 run:
@@ -53,6 +54,10 @@ lint: dev
 bench:
 	@scripts/setup.sh bench
 	.venv/bin/python -m benchmarks
+
+bench-scale:
+	@scripts/setup.sh bench
+	BENCH_SCALE=full $(PYTEST) -p no:cacheprovider benchmarks/bench_scale.py benchmarks/bench_commits.py
 
 clean:
 	rm -rf build .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -30,8 +30,10 @@ need libssl-dev header openssl/evp.h
 need python3-dev python_header
 [ -x $venv/bin/python ] || need python3-venv virtualenv
 [ "${KMS_PKCS11_MODULE:-}" ] || need softhsm2 softhsm
-if [ "$want" = cluster ] || [ "$want" = dev ]; then
+if [ "$want" != run ]; then
     need postgresql postgresql
+fi
+if [ "$want" = cluster ] || [ "$want" = dev ]; then
     need redis-server command -v redis-server
 fi
 if [ "$want" = dev ] || [ "$want" = bench ]; then

@@ -55,16 +55,19 @@ class Reconciler:
             swept += keeper.sweep()
             # The custody first, then the events: what was made in between is known to both.
             inventory = keeper.inventory()
-            known = self._queries.material_states()
-            for material_id in sorted(inventory.materials):
-                _, _, state = known.get(material_id, ("", "", ""))
-                if state in (ABANDONED, DESTROYED):  # an older copy of the token was restored
-                    keeper.destroy(material_id)
-                    removed.append(material_id.hex())
-                elif not state:
-                    quarantined.append(f"{level.value} {material_id.hex()}")
+            unexplained = set(inventory.materials)
+            absent: set[bytes] = set()
+            for material_id, _, its_level, state in self._queries.materials():
+                if material_id in unexplained:
+                    unexplained.remove(material_id)
+                    if state in (ABANDONED, DESTROYED):  # an older copy of the token was restored
+                        keeper.destroy(material_id)
+                        removed.append(material_id.hex())
+                elif its_level == level.value and state == ACTIVE:
+                    absent.add(material_id)
+            quarantined += [f"{level.value} {material_id.hex()}" for material_id in sorted(unexplained)]
             quarantined += [f"{level.value} {description}" for description in inventory.foreign]
-            missing += self._missing(keeper, known, inventory.materials)
+            missing += self._missing(keeper, absent)
         return ReconcileReport(
             abandoned=report.abandoned,
             finished=report.finished,
@@ -75,12 +78,11 @@ class Reconciler:
             pending=report.pending,
         )
 
-    def _missing(self, keeper: Keeper, known: Mapping[bytes, tuple[str, str, str]], found: frozenset[bytes]) -> list[str]:
+    def _missing(self, keeper: Keeper, absent: set[bytes]) -> list[str]:
         """Active materials that the custody does not have: looked at twice, since both sides move on meanwhile."""
-        absent = {m for m, (_, level, state) in known.items() if level == keeper.level.value and state == ACTIVE} - found
         if not absent:
             return []
-        absent -= keeper.inventory().materials
+        absent = absent - keeper.inventory().materials
         being_destroyed = {intent.key_id for intent in self._queries.open_intents() if intent.kind == DESTRUCTION}
-        after = self._queries.material_states()
-        return sorted(m.hex() for m in absent if after[m][2] == ACTIVE and after[m][0] not in being_destroyed)
+        after = {material_id: self._queries.material(material_id) for material_id in absent}
+        return sorted(m.hex() for m, (key_id, state) in after.items() if state == ACTIVE and key_id not in being_destroyed)

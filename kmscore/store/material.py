@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
 from kmscore.errors import KmsError
 from kmscore.store.datastore import Cursor, Datastore, in_order
+
+PAGE = 10_000
 
 
 class SoftwareMaterial:
@@ -38,10 +40,17 @@ class SoftwareMaterial:
         if not self._datastore.forget():
             raise KmsError("ServiceUnavailableTemporary", "the store's log is being read; material is removed once it is not")
 
-    def ids(self) -> Iterable[bytes]:
-        with self._datastore.reading() as cursor:
-            cursor.execute("SELECT material_id FROM software_material")
-            return [bytes(row[0]) for row in cursor.fetchall()]
+    def ids(self) -> Iterator[bytes]:
+        """In pages: what is in it all the while is in it."""
+        after: bytes | None = b""
+        while after is not None:
+            with self._datastore.reading() as cursor:
+                cursor.execute(
+                    "SELECT material_id FROM software_material WHERE material_id > ? ORDER BY material_id LIMIT ?", (after, PAGE)
+                )
+                found = [bytes(row[0]) for row in cursor.fetchall()]
+            yield from found
+            after = found[-1] if found else None
 
 
 class Remains:

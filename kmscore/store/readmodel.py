@@ -14,6 +14,7 @@ from kmscore.domain.specs import Origin
 from kmscore.domain.states import KeyState
 from kmscore.domain.user import User
 from kmscore.store.datastore import Statement
+from kmscore.store.schema import BLOCK
 
 ROTATE, DELETE, EXPIRE, NOTE_PRIMARY = "rotate", "delete", "expire", "primary"  # kinds of due work
 MATERIAL = "material"
@@ -21,6 +22,8 @@ DESTRUCTION = "destruction"
 
 # What a material id is known as.
 REQUESTED, ACTIVE, ABANDONED, DESTROYED = "requested", "active", "abandoned", "destroyed"
+
+_ITS_BLOCK = f"what = 'keys' AND block = (SELECT seq / {BLOCK} FROM keys WHERE key_id = ?"
 
 SHARDS = 16  # parts that due work is swept in, each by a task of its own
 SPREAD_STEPS = 1 << 16
@@ -65,10 +68,16 @@ def statements(aggregate: Aggregate, pending: Sequence[Any], owner: str) -> Iter
 def _alias(alias: Alias) -> Iterator[Statement]:
     if alias.key_id:
         yield (
+            "INSERT INTO counts SELECT 'aliases', 0, 1 WHERE NOT EXISTS (SELECT 1 FROM aliases WHERE name = ?)"
+            " ON CONFLICT (what, block) DO UPDATE SET number = counts.number + 1",
+            (alias.id,),
+        )
+        yield (
             "INSERT INTO aliases VALUES (?, ?) ON CONFLICT (name) DO UPDATE SET key_id = excluded.key_id",
             (alias.id, alias.key_id),
         )
     else:
+        yield "UPDATE counts SET number = number - 1 WHERE what = 'aliases' AND EXISTS (SELECT 1 FROM aliases WHERE name = ?)", (alias.id,)
         yield "DELETE FROM aliases WHERE name = ?", (alias.id,)
 
 
@@ -118,16 +127,17 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
     yield "DELETE FROM tags WHERE key_id = ?", (key.id,)
     if key.destruction_started:
         yield "DELETE FROM versions WHERE key_id = ?", (key.id,)
+        yield f"UPDATE counts SET number = number - 1 WHERE {_ITS_BLOCK} AND visible = 1)", (key.id,)
+        yield f"DELETE FROM counts WHERE number = 0 AND {_ITS_BLOCK})", (key.id,)
     if key.destroyed:
         yield "DELETE FROM keys WHERE key_id = ?", (key.id,)
         return
+    # A row comes invisible, is counted while it is, and made visible. Not ON CONFLICT: it would use up a seq at every change.
     yield (
-        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id, delete_at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
-        " ON CONFLICT (key_id) DO UPDATE SET visible = excluded.visible, state = excluded.state, delete_at = excluded.delete_at",
+        "INSERT INTO keys (key_id, visible, state, spec, usage, level, origin, creator, instance_id)"
+        " SELECT ?, 0, ?, ?, ?, ?, ?, ?, ? WHERE NOT EXISTS (SELECT 1 FROM keys WHERE key_id = ?)",
         (
             key.id,
-            int(not key.destruction_started),
             key.state_with_material.value,
             key.spec.value,
             key.usage.value,
@@ -135,8 +145,18 @@ def _key(key: Key, now: datetime) -> Iterator[Statement]:
             key.origin.value,
             key.creator,
             key.instance_id,
-            _micros(key.delete_at),
+            key.id,
         ),
+    )
+    if not key.destruction_started:
+        yield (
+            f"INSERT INTO counts SELECT 'keys', seq / {BLOCK}, 1 FROM keys WHERE key_id = ? AND visible = 0"
+            " ON CONFLICT (what, block) DO UPDATE SET number = counts.number + 1",
+            (key.id,),
+        )
+    yield (
+        "UPDATE keys SET visible = ?, state = ?, delete_at = ? WHERE key_id = ?",
+        (int(not key.destruction_started), key.state_with_material.value, _micros(key.delete_at), key.id),
     )
     if key.destruction_started:
         return

@@ -9,7 +9,20 @@ from __future__ import annotations
 
 from kmscore.store.datastore import Cursor
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
+
+BLOCK = 4096  # numbers of keys.seq in one row of `counts`: a million keys are 245 rows, and a page skips half of that many keys
+
+_COUNTS = """
+    CREATE TABLE IF NOT EXISTS counts (
+        what TEXT NOT NULL, block INTEGER NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (what, block)) WITHOUT ROWID
+    """
+# What `counts` holds; readmodel.py keeps it so.
+COUNT_AGAIN = (
+    "DELETE FROM counts",
+    f"INSERT INTO counts SELECT 'keys', seq / {BLOCK}, count(*) FROM keys WHERE visible = 1 GROUP BY seq / {BLOCK}",
+    "INSERT INTO counts SELECT 'aliases', 0, count(*) FROM aliases",
+)
 
 STATEMENTS = (
     # AUTOINCREMENT: a position is never given out twice, not even after a deletion (RELIABILITY 1.3 fact 5).
@@ -44,6 +57,9 @@ STATEMENTS = (
         delete_at INTEGER)
     """,
     "CREATE INDEX IF NOT EXISTS keys_by_state ON keys (visible, state)",
+    "CREATE INDEX IF NOT EXISTS keys_by_end ON keys (visible, delete_at) WHERE delete_at IS NOT NULL",
+    # How many keys are visible, by block of seq; how many aliases there are (block 0). Lists need not count, nor skip, all that there is.
+    _COUNTS,
     # The foreign key stops an alias from being bound to a key that is destroyed at the same moment.
     "CREATE TABLE IF NOT EXISTS aliases (name TEXT PRIMARY KEY, key_id TEXT NOT NULL REFERENCES keys (key_id)) WITHOUT ROWID",
     "CREATE INDEX IF NOT EXISTS aliases_by_key ON aliases (key_id)",
@@ -151,6 +167,7 @@ MIGRATIONS: dict[int, tuple[str, ...]] = {
         "ALTER TABLE due_work ADD COLUMN shard INTEGER NOT NULL DEFAULT 0",
         "ALTER TABLE due_work ADD COLUMN spread INTEGER NOT NULL DEFAULT 0",
     ),
+    5: (_COUNTS, *COUNT_AGAIN),
 }
 
 

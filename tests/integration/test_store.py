@@ -551,3 +551,18 @@ def test_a_store_that_cannot_be_read_says_so(on_file: OpenedFile) -> None:
         Queries(broken).position()
     assert failed.value.code == "ServiceUnavailableTemporary"
     broken.close()
+
+
+def test_materials_are_read_in_pages(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("kmscore.store.queries.MATERIAL_PAGE", 3)
+    monkeypatch.setattr("kmscore.store.material.PAGE", 3)
+    table = SoftwareMaterial(opened.datastore)
+    for count in range(8):
+        assert len(opened.queries.material_states()) == len(list(opened.queries.materials())) == len(list(table.ids())) == count
+        active_key(opened.store, f"key-{count}")
+        table.put(os.urandom(16), b"wrapped")
+    assert {(key_id, level, state) for key_id, level, state in opened.queries.material_states().values()} == {
+        (f"key-{n}", "HSM", "active") for n in range(8)
+    }
+    for material_id, (key_id, _, state) in opened.queries.material_states().items():
+        assert opened.queries.material(material_id) == (key_id, state)
