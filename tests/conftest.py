@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import os
 import runpy
+import secrets
 import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+if TYPE_CHECKING:
+    from local_servers import Postgres
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(Path(__file__).parent), str(ROOT / "scripts")]  # custody_helpers, local_servers
@@ -68,6 +75,28 @@ def vectors() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no vectors at {folder}; name their folder in KMS_VECTORS")
     return folder
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
+    """A PostgreSQL of this session. Who stops, kills or pauses it starts it again."""
+    from local_servers import Postgres
+
+    with Postgres(tmp_path_factory.mktemp("postgres") / "server", durable=False) as server:
+        server.create_database("kms")
+        yield server
+
+
+@pytest.fixture
+def database(postgres: Postgres) -> str:
+    """The URL of an empty schema in it."""
+    import psycopg
+
+    assert postgres.running
+    name = f"test_{secrets.token_hex(8)}"
+    with psycopg.connect(postgres.url("kms"), autocommit=True) as connection:
+        connection.execute(f"CREATE SCHEMA {name}")
+    return f"{postgres.url('kms')}?options={quote(f'-csearch_path={name}')}"
 
 
 @pytest.fixture(autouse=True)

@@ -16,7 +16,7 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psycopg
 
@@ -25,7 +25,7 @@ from kmscore.store.datastore import Datastore, unavailable
 from kmscore.store.freshness import Freshness, Point
 from kmscore.store.gate import make_gate
 from kmscore.store.material import moved_to
-from kmscore.store.postgres import BoundedConnection, PostgresStore, translated
+from kmscore.store.postgres import BoundedConnection, PostgresCursor, PostgresStore, translated
 
 log = logging.getLogger("kmscore")
 
@@ -49,6 +49,7 @@ class Lease(Freshness):
         self._entered = False
         self._retry_at = 0.0
         self._renewed_at = 0
+        self._renewals = 0  # none is told twice, not even after a removal or a crash of the server
         self._settled = 0
         self._told: dict[str, tuple[int, float]] = {}  # process -> renewals, and when they were seen first
         self._own: BoundedConnection | None = None
@@ -63,21 +64,25 @@ class Lease(Freshness):
         point = Point(self.gate.generation, at=_boot_time())
         if not self._entered:
             with self._store.writing() as cursor:  # durable before the first read: from then on every writer waits for this process
-                row = (self.owner, socket.gethostname(), os.getpid())
-                cursor.execute("INSERT INTO processes VALUES (?, ?, ?, 0, 0, 0) ON CONFLICT DO NOTHING", row)
+                row = (self.owner, socket.gethostname(), os.getpid(), self._renewals)
+                cursor.execute("INSERT INTO processes VALUES (?, ?, ?, ?, 0, 0) ON CONFLICT DO NOTHING", row)
                 if moved := moved_to(cursor):  # while this process slept
                     raise KmsError("ServiceUnavailableTemporary", f"the store was moved to {moved.where}: start again there")
             self._entered = True
         return point
 
     def failed(self) -> None:
-        self._retry_at = time.monotonic() + RETRY_SECONDS
+        now = time.monotonic()
+        if now >= self._retry_at:  # else `begin` refused to try: who asks all the time must not put the next try off for ever
+            self._retry_at = now + RETRY_SECONDS
 
     def taken_in(self, point: Point, settled: bool) -> bool:
         now_settled = point.position if settled else self._settled
-        sql = "UPDATE processes SET renewals = renewals + 1, seen = %s, settled = %s WHERE process_id = %s"
-        if not self._tell(sql, (point.position, now_settled, self.owner)):
-            self._entered = False  # somebody took us for dead
+        self._renewals += 1
+        sql = "UPDATE processes SET renewals = %s, seen = %s, settled = %s WHERE process_id = %s"
+        if not self._tell(sql, (self._renewals, point.position, now_settled, self.owner)):
+            self._entered = False  # somebody took us for dead, and waits for us no longer
+            self.gate.lease_until(1)
             return False
         self._settled = now_settled
         self._renewed_at = point.at
@@ -97,7 +102,8 @@ class Lease(Freshness):
         return (_boot_time() - self._renewed_at) / 1e9
 
     def _tell(self, sql: str, params: tuple[Any, ...]) -> int:
-        """How many rows it changed. Not durable at once: one that a crash of the server forgets only makes writers wait for longer."""
+        """How many rows it changed. Not durable at once, so that no lease depends on the server's disk; see `_may_act` for what a crash
+        of the server forgets."""
         with self._own_lock, unavailable("renew the lease"), translated():
             if self._own is None or self._own.closed:
                 self._own = self._store.connect("kmscore lease")
@@ -149,8 +155,13 @@ class Lease(Freshness):
             return True
         if now - told[1] <= self._dead_after:
             return True
-        with self._store.writing() as cursor:  # unless it renews just now
-            cursor.execute("DELETE FROM processes WHERE process_id = ? AND renewals = ? RETURNING pid, host", (process, renewals))
+        with self._store.writing() as cursor:
+            # A server that crashed may have forgotten a renewal from before: then a lease is waited for from this connection on.
+            if now - cast(PostgresCursor, cursor).connected_at <= self._dead_after:
+                return True
+            cursor.execute(  # unless it renews just now
+                "DELETE FROM processes WHERE process_id = ? AND renewals = ? RETURNING pid, host", (process, renewals)
+            )
             gone = cursor.fetchone()
         if gone is None:
             return True

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import zlib
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache
@@ -11,8 +13,7 @@ from typing import Any, cast
 
 import psycopg
 from eventsourcing import persistence
-from eventsourcing.persistence import Connection as PooledConnection
-from eventsourcing.persistence import ConnectionPool
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from kmscore.errors import KmsError, SetupError
 from kmscore.results import Finding
@@ -26,8 +27,8 @@ IDLE_SECONDS = 8.0  # within a transaction; after it the server gives up what a 
 ANSWER_SECONDS = 10.0  # more than any of the others: a server that says nothing at all is given up
 START_POLL_SECONDS = 0.05
 START_SECONDS = 60.0  # eight nodes that start at once queue up
-POOL_SIZE = 8
-POOL_OVERFLOW = 24  # of one process; max_connections of the server bounds all of them
+POOL_KEPT = 8
+POOL_MOST = 32  # of one process; max_connections of the server bounds all of them
 POOL_SECONDS = 5.0
 MOVE_SECONDS = 600.0  # for which a move may leave one database alone while the other works; a machine that dies in it blocks for so long
 
@@ -63,8 +64,14 @@ def translated() -> Iterator[None]:
         raise kind(" ".join(str(error).split()) or type(error).__name__) from error
 
 
+class Silent(psycopg.OperationalError):
+    """The connection stands, and the server says nothing."""
+
+
 class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
     """Gives up a server that does not answer: the server's own time-outs do not run in one that is stopped."""
+
+    made_at = 0.0  # as time.monotonic() counts
 
     def wait(self, gen: Any, interval: float = 0.5, timeout: float | None = None) -> Any:
         if timeout is not None:
@@ -75,19 +82,33 @@ class BoundedConnection(psycopg.Connection[tuple[Any, ...]]):
             if type(error).__name__ != "_WaitTimeout":
                 raise
             self.pgconn.finish()
-            raise psycopg.OperationalError("the server does not answer") from error
+            raise Silent("the server does not answer") from error
+
+
+# How the loss of a link is noticed, also by a connection that only listens. What the URL says of these wins.
+_LINK = {
+    "connect_timeout": CONNECT_SECONDS,
+    "tcp_user_timeout": int(ANSWER_SECONDS * 1000),
+    "keepalives_idle": 10,
+    "keepalives_interval": 3,
+    "keepalives_count": 3,
+}
 
 
 def connect(url: str, name: str = "kmscore") -> BoundedConnection:
     """One that commits each statement by itself outside of a transaction. Raises psycopg.Error."""
-    connection = BoundedConnection.connect(
-        url, autocommit=True, connect_timeout=CONNECT_SECONDS, fallback_application_name=name, tcp_user_timeout=int(ANSWER_SECONDS * 1000)
-    )
+    options: dict[str, Any] = {**_LINK, "fallback_application_name": name, **conninfo_to_dict(url)}
+    connection = BoundedConnection.connect(make_conninfo(**options), autocommit=True)
+    connection.made_at = time.monotonic()
     limits = {"lock_timeout": LOCK_SECONDS, "statement_timeout": STATEMENT_SECONDS, "idle_in_transaction_session_timeout": IDLE_SECONDS}
     said = "; ".join(f"SET {setting} = {int(seconds * 1000)}" for setting, seconds in limits.items())
     # What an operator set higher (remote_apply) stays; what may lose an acknowledged commit does not.
     durable = "SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') IN ('off', 'local')"
-    connection.execute(f"{said}; {durable}", prepare=False)
+    try:
+        connection.execute(f"{said}; {durable}", prepare=False)
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 
@@ -97,10 +118,12 @@ def _placeholders(statement: str) -> str:
 
 
 class PostgresCursor:
-    __slots__ = ("_cursor",)
+    __slots__ = ("_cursor", "connected_at")
 
-    def __init__(self, cursor: psycopg.Cursor[tuple[Any, ...]]) -> None:
+    def __init__(self, cursor: psycopg.Cursor[tuple[Any, ...]], connected_at: float) -> None:
+        """`connected_at`: as time.monotonic() counts. The server has not crashed since: its clients would have lost it."""
         self._cursor = cursor
+        self.connected_at = connected_at
 
     def execute(self, statement: str, params: Sequence[Any] = ()) -> None:
         # No text here holds a NUL, which the server takes for an error: what has one is compared with, and found nowhere.
@@ -119,33 +142,59 @@ class PostgresCursor:
                 copy.write_row(row)
 
 
-class _Pooled(PooledConnection[Any]):
-    def __init__(self, connection: BoundedConnection) -> None:
-        super().__init__(max_age=None)
-        self.raw = connection
-        self.used_at = time.monotonic()
+class _Pool:
+    """Connections that are kept open, the one that was used last taken first. Thread-safe; no lock is held while a server is waited for."""
 
-    def commit(self) -> None:
-        self.raw.commit()
-
-    def rollback(self) -> None:
-        self.raw.rollback()
-
-    def cursor(self) -> Any:
-        return self.raw.cursor()
-
-    def _close(self) -> None:
-        self.raw.close()
-        super()._close()
-
-
-class _Pool(ConnectionPool[_Pooled]):
     def __init__(self, url: str) -> None:
-        super().__init__(pool_size=POOL_SIZE, max_overflow=POOL_OVERFLOW, pool_timeout=POOL_SECONDS, pre_ping=True)
         self._url = url
+        self._idle: deque[BoundedConnection] = deque()
+        self._places = threading.BoundedSemaphore(POOL_MOST)
 
-    def _create_connection(self) -> _Pooled:
-        return _Pooled(connect(self._url))
+    def begin(self, statement: str) -> BoundedConnection:
+        """One in a transaction that `statement` began; give it back with `end`. Raises psycopg.OperationalError.
+
+        One that the server has closed meanwhile does not count: nothing was asked of it but to begin.
+        """
+        if not self._places.acquire(timeout=POOL_SECONDS):
+            raise psycopg.OperationalError(f"all {POOL_MOST} connections of this process are in use")
+        try:
+            while True:
+                try:
+                    kept = self._idle.pop()
+                except IndexError:
+                    break
+                try:
+                    kept.execute(statement)
+                    return kept
+                except Silent:  # as the others would be: each would be waited for in turn
+                    self.close()
+                    raise
+                except psycopg.Error:
+                    kept.close()
+            fresh = connect(self._url)
+            try:
+                fresh.execute(statement)
+            except BaseException:
+                fresh.close()
+                raise
+            return fresh
+        except BaseException:
+            self._places.release()
+            raise
+
+    def end(self, connection: BoundedConnection) -> None:
+        """Keep it, unless it is of no use any more or there are enough."""
+        if connection.info.transaction_status == psycopg.pq.TransactionStatus.IDLE and len(self._idle) < POOL_KEPT:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        self._places.release()
+
+    def close(self) -> None:
+        """Close those that nobody uses."""
+        while self._idle:
+            with suppress(IndexError):
+                self._idle.pop().close()
 
 
 class PostgresStore(Datastore):
@@ -176,23 +225,19 @@ class PostgresStore(Datastore):
         return connect(self.url, name)
 
     @contextmanager
-    def _transaction(self, commit: bool) -> Iterator[Cursor]:
+    def _transaction(self, commit: bool) -> Iterator[PostgresCursor]:
         with translated():
-            pooled = self._pool.get_connection()
+            connection = self._pool.begin("BEGIN" if commit else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
             try:
-                begin = "BEGIN" if commit else "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY"
-                pooled.raw.execute(begin)
-                with pooled.raw.cursor() as cursor:
-                    yield PostgresCursor(cursor)
-                pooled.raw.execute("COMMIT" if commit else "ROLLBACK")
+                with connection.cursor() as cursor:
+                    yield PostgresCursor(cursor, connection.made_at)
+                connection.execute("COMMIT" if commit else "ROLLBACK")
             except BaseException:
                 with suppress(psycopg.Error):
-                    pooled.raw.execute("ROLLBACK")
+                    connection.execute("ROLLBACK")
                 raise
             finally:
-                if pooled.raw.info.transaction_status != psycopg.pq.TransactionStatus.IDLE:
-                    pooled.close()
-                self._pool.put_connection(pooled)
+                self._pool.end(connection)
 
     @contextmanager
     def starting(self) -> Iterator[None]:

@@ -1,10 +1,12 @@
-"""The event store on real SQLite: one transaction for events and rows, hashes, conflicts, ambiguous commits, durability, secure delete."""
+"""The event store on both databases: one transaction for events and rows, hashes, conflicts, ambiguous commits, durability, secure delete."""
 
 from __future__ import annotations
 
 import os
 import sqlite3
 import stat
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -22,8 +24,10 @@ from kmscore.domain.key import Key
 from kmscore.domain.specs import KeySpec, KeyUsage, Origin, ProtectionLevel, Suite
 from kmscore.domain.versions import Imported, NewKey, NewMaterial
 from kmscore.errors import Conflict, KmsError, SetupError
-from kmscore.store.keystore import KeyStore
-from kmscore.store.material import Facts, SoftwareMaterial, Uses
+from kmscore.store.datastore import Datastore
+from kmscore.store.keystore import KeyStore, construct_mapper
+from kmscore.store.material import AccessUses, Facts, Remains, SoftwareMaterial, Uses
+from kmscore.store.postgres import PostgresStore
 from kmscore.store.queries import Queries
 from kmscore.store.recorder import ChainedRecorder
 from kmscore.store.schema import BLOCK, COUNT_AGAIN
@@ -43,9 +47,8 @@ def open_database(path: Path) -> SqliteStore:
 
 
 class Opened:
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.datastore = open_database(path)
+    def __init__(self, datastore: Datastore) -> None:
+        self.datastore = datastore
         self.recorder = ChainedRecorder(self.datastore)
         self.store = KeyStore(self.recorder, "boot/1/1")
         self.queries = Queries(self.datastore)
@@ -53,12 +56,38 @@ class Opened:
     def rows(self, sql: str, *params: Any) -> list[tuple[Any, ...]]:
         with self.datastore.reading() as cursor:
             cursor.execute(sql, params)
-            return [tuple(row) for row in cursor.fetchall()]
+            return [tuple(bytes(value) if isinstance(value, memoryview) else value for value in row) for row in cursor.fetchall()]
+
+
+class OpenedFile(Opened):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.file = open_database(path)
+        super().__init__(self.file)
+
+
+def open_postgres(url: str) -> PostgresStore:
+    datastore = PostgresStore(url)
+    with datastore.starting():
+        datastore.prepare()
+    return datastore
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def opened(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Opened]:
+    """For what holds of both databases."""
+    if request.param == "SQLite":
+        opened = Opened(open_database(tmp_path / "kms.db"))
+    else:
+        opened = Opened(open_postgres(request.getfixturevalue("database")))
+    yield opened
+    opened.datastore.close()
 
 
 @pytest.fixture
-def opened(tmp_path: Path) -> Iterator[Opened]:
-    opened = Opened(tmp_path / "kms.db")
+def on_file(tmp_path: Path) -> Iterator[OpenedFile]:
+    """For what is about the file of a home."""
+    opened = OpenedFile(tmp_path / "kms.db")
     yield opened
     opened.datastore.close()
 
@@ -89,12 +118,12 @@ def load(store: KeyStore, key_id: str) -> Key:
     return key
 
 
-def test_the_file_is_private_and_durable(opened: Opened) -> None:
-    active_key(opened.store, "key-1")
+def test_the_file_is_private_and_durable(on_file: OpenedFile) -> None:
+    active_key(on_file.store, "key-1")
     for suffix in ("", "-wal", "-shm"):
-        mode = stat.S_IMODE(os.stat(f"{opened.path}{suffix}").st_mode)
+        mode = stat.S_IMODE(os.stat(f"{on_file.path}{suffix}").st_mode)
         assert mode == 0o600, suffix
-    assert opened.datastore.durability() == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
+    assert on_file.file.durability() == {"journal_mode": "wal", "synchronous": 2, "secure_delete": 1, "foreign_keys": 1}
 
 
 def test_an_intent_is_invisible_and_an_outcome_is_not(opened: Opened) -> None:
@@ -196,9 +225,8 @@ class Faulty(ChainedRecorder):
         return answer
 
 
-def test_an_ambiguous_commit_is_settled_by_reading_again(tmp_path: Path) -> None:
-    datastore = open_database(tmp_path / "kms.db")
-    recorder = Faulty(datastore)
+def test_an_ambiguous_commit_is_settled_by_reading_again(opened: Opened) -> None:
+    recorder = Faulty(opened.datastore)
     store = KeyStore(recorder, "boot/1/1")
     active_key(store, "key-1")
     key = load(store, "key-1")
@@ -214,19 +242,16 @@ def test_an_ambiguous_commit_is_settled_by_reading_again(tmp_path: Path) -> None
     assert failed.value.code == "ServiceUnavailableTemporary"
     assert failed.value.retryable
     assert not load(store, "key-1").enabled
-    datastore.close()
 
 
-def test_a_writer_waits_for_another_and_does_not_fail(opened: Opened) -> None:
-    with holding_the_write_lock(opened.path, 0.3):
-        active_key(opened.store, "key-1")
-    assert load(opened.store, "key-1").enabled
+def test_a_writer_waits_for_another_and_does_not_fail(on_file: OpenedFile) -> None:
+    with holding_the_write_lock(on_file.path, 0.3):
+        active_key(on_file.store, "key-1")
+    assert load(on_file.store, "key-1").enabled
 
 
 @contextmanager
 def holding_the_write_lock(path: Path, seconds: float) -> Iterator[None]:
-    import threading
-
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
     connection.execute("BEGIN IMMEDIATE")
     timer = threading.Timer(seconds, lambda: connection.execute("COMMIT"))
@@ -246,7 +271,7 @@ def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    opened = Opened(tmp_path / "kms.db")
+    opened = OpenedFile(tmp_path / "kms.db")
     active_key(opened.store, "key-1")
     opened.datastore.close()
     with sqlite3.connect(tmp_path / "kms.db") as connection:
@@ -254,12 +279,12 @@ def test_a_database_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) ->
             connection.execute(f"ALTER TABLE versions DROP COLUMN {column}")
         older_due_work(connection)
         connection.execute("PRAGMA user_version = 1")
-    opened = Opened(tmp_path / "kms.db")
+    opened = OpenedFile(tmp_path / "kms.db")
     assert opened.rows("SELECT ordinal, primary_at, expires_at, held FROM versions") == [(1, 0, None, 1)]
     active_key(opened.store, "key-2")
     assert opened.queries.list_keys(NOW, {"KeyState": ["Enabled"]}, 10, 0) == (["key-1", "key-2"], 2)
     opened.datastore.close()
-    Opened(tmp_path / "kms.db").datastore.close()  # once is enough
+    OpenedFile(tmp_path / "kms.db").datastore.close()  # once is enough
 
 
 def external_key(store: KeyStore, expires_at: datetime | None, primary_at: datetime = NOW) -> Key:
@@ -307,12 +332,12 @@ def test_import_offers_are_due_and_in_no_list(opened: Opened) -> None:
     assert [row[1] for row in opened.queries.due(end, 10)] == ["import/key-1/a", "import/key-1/b", "import/key-10/c"]
 
 
-def test_removed_material_leaves_no_byte_in_any_file(opened: Opened) -> None:
-    table = SoftwareMaterial(opened.datastore)
+def test_removed_material_leaves_no_byte_in_any_file(on_file: OpenedFile) -> None:
+    table = SoftwareMaterial(on_file.datastore)
     canary = b"canary-" + os.urandom(200)
     for index in range(50):
         table.put(bytes([index]) * 16, canary if index == 7 else os.urandom(207))
-    files = [Path(f"{opened.path}{suffix}") for suffix in ("", "-wal")]
+    files = [Path(f"{on_file.path}{suffix}") for suffix in ("", "-wal")]
     assert any(canary in file.read_bytes() for file in files)
     table.remove(bytes([7]) * 16)
     assert not any(canary in file.read_bytes() for file in files)
@@ -321,30 +346,30 @@ def test_removed_material_leaves_no_byte_in_any_file(opened: Opened) -> None:
     assert len(list(table.ids())) == 49
 
 
-def test_a_reader_delays_a_removal_and_nobody_else(opened: Opened) -> None:
-    table = SoftwareMaterial(opened.datastore)
+def test_a_reader_delays_a_removal_and_nobody_else(on_file: OpenedFile) -> None:
+    table = SoftwareMaterial(on_file.datastore)
     table.put(b"1" * 16, b"wrapped")
-    with sqlite3.connect(opened.path) as reader:
+    with sqlite3.connect(on_file.path) as reader:
         reader.execute("BEGIN")
         reader.execute("SELECT count(*) FROM software_material").fetchone()
         with pytest.raises(KmsError, match="log is being read"):
             table.remove(b"1" * 16)
-        active_key(opened.store, "key-1")  # a writer is not kept waiting
+        active_key(on_file.store, "key-1")  # a writer is not kept waiting
         reader.execute("COMMIT")
     reader.close()
     table.remove(b"1" * 16)
 
 
-def test_a_connection_that_fails_once_does_not_block_writers_for_ever(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    pool = opened.datastore.pool
+def test_a_connection_that_fails_once_does_not_block_writers_for_ever(on_file: OpenedFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = on_file.file.pool
     pool._pool.clear()  # the next writer has to connect
     create = type(pool)._create_connection
     monkeypatch.setattr(type(pool), "_create_connection", lambda self: (_ for _ in ()).throw(InterfaceError("no file descriptors")))
     with pytest.raises(KmsError) as failed:
-        active_key(opened.store, "key-1")
+        active_key(on_file.store, "key-1")
     assert failed.value.code == "ServiceUnavailableTemporary"
     monkeypatch.setattr(type(pool), "_create_connection", create)
-    active_key(opened.store, "key-2")
+    active_key(on_file.store, "key-2")
 
 
 def test_facts_are_set_once(opened: Opened) -> None:
@@ -357,6 +382,105 @@ def test_facts_are_set_once(opened: Opened) -> None:
 def test_uses_are_reserved_in_blocks(opened: Opened) -> None:
     uses = Uses(opened.datastore)
     assert [uses.reserve("v", 100), uses.reserve("v", 100), uses.reserve("w", 5)] == [100, 200, 5]
+
+
+def test_remains_are_there_until_they_are_cleared(opened: Opened) -> None:
+    key = new_key("key-1")
+    opened.store.append(key)
+    key = load(opened.store, "key-1")
+    assert key.open_intent is not None
+    material_id = bytes.fromhex(key.open_intent.material_id)
+    key.material_abandoned(material_id, by())
+    opened.store.append(key)
+    remains = Remains(opened.datastore)
+    assert remains.all() == [(material_id, "HSM")]
+    remains.cleared(material_id)
+    remains.cleared(material_id)  # absent is success
+    assert remains.all() == []
+
+
+def test_wrapped_material_is_put_once_and_removed(opened: Opened) -> None:
+    table = SoftwareMaterial(opened.datastore)
+    every_byte = bytes(range(256))
+    table.put(b"\0" * 16, every_byte)
+    assert table.get(b"\0" * 16) == every_byte
+    with pytest.raises(KmsError):
+        table.put(b"\0" * 16, b"other")
+    assert (list(table.ids()), table.get(b"\0" * 16)) == ([b"\0" * 16], every_byte)
+    table.remove(b"\0" * 16)
+    table.remove(b"\0" * 16)
+    assert (list(table.ids()), table.get(b"\0" * 16)) == ([], None)
+
+
+def test_the_last_use_of_an_access_key_only_goes_forward(opened: Opened) -> None:
+    with opened.datastore.writing() as cursor:
+        cursor.execute("INSERT INTO access_keys VALUES ('known', 'user', 1, 0)")
+    uses = AccessUses(opened.datastore)
+    for at in (5, 3, 7):
+        uses.record({"unknown": at, "known": at})
+    assert opened.rows("SELECT * FROM access_uses") == [("known", 7)]
+
+
+# In order of their code points, not of their UTF-16 units, and not of any language.
+ODD = sorted(
+    ["", " ", "%s", "''; --", "?", "A", "B", "\\", "a", "a\u0301", "\xdf", "\xe1", "\u0130", "\u202e", "\ufeff", "\uffff", "\U0001f511"]
+)
+
+
+def test_any_text_is_kept_and_ordered_by_code_point(opened: Opened) -> None:
+    key = active_key(opened.store, "key-1")
+    key.describe("".join(reversed(ODD)) + "\0", by())
+    opened.store.append(key)
+    assert load(opened.store, "key-1").description == "".join(reversed(ODD)) + "\0"
+    with opened.datastore.writing() as cursor:
+        cursor.execute("DELETE FROM tags")
+        for text in reversed(ODD):
+            cursor.execute("INSERT INTO tags VALUES (?, ?, ?)", ("key-1", text, text))
+    everything = [("key-1", text, text) for text in ODD]
+    assert opened.queries.list_tags(NOW, [], {}, ("", ""), 100) == everything
+    assert opened.queries.list_tags(NOW, [], {}, ("key-1", "B"), 2) == [("key-1", "\\", "\\"), ("key-1", "a", "a")]
+    for text in ODD:
+        assert opened.queries.list_tags(NOW, [], {text: text}, ("", ""), 100) == everything, text
+        assert opened.queries.list_keys(NOW, {"TagKey": [text], "TagValue": [text]}, 10, 0) == (["key-1"], 1), text
+
+
+def test_text_with_a_nul_is_found_nowhere_and_fails_nowhere(opened: Opened) -> None:
+    active_key(opened.store, "key-1")
+    queries = opened.queries
+    for text in ("\0", "a\0", "key-1\0", "\0key-1"):
+        assert opened.store.key(text) is None
+        assert queries.key_of_alias(text) is queries.key_of_version(text) is None
+        assert queries.access_key(text) is None
+        for name in ("keyId", "TagKey", "TagValue", "AliasName", "KeyState"):
+            assert queries.list_keys(NOW, {name: [text]}, 10, 0) == ([], 0)
+        assert queries.list_tags(NOW, [text], {text: text}, ("", text), 10) == []
+
+
+def test_who_asks_whether_a_commit_happened_waits_for_one_under_way(opened: Opened) -> None:
+    """Its answer would be lost, and with it the knowledge: RELIABILITY 1.3 fact 6."""
+    active_key(opened.store, "key-1")
+    key = load(opened.store, "key-1")
+    key.disable(by())
+    (event,) = key.collect_events()
+    stored = construct_mapper().to_stored_event(event)
+    version = stored.originator_version
+    held, asked = threading.Event(), threading.Event()
+
+    def append_slowly() -> None:
+        with opened.datastore.transaction(commit=True) as cursor:
+            opened.recorder._insert(cursor, [stored], ())
+            held.set()
+            assert asked.wait(5)
+            time.sleep(0.2)
+
+    writer = threading.Thread(target=append_slowly)
+    writer.start()
+    assert held.wait(5)
+    assert not opened.rows("SELECT 1 FROM stored_events WHERE originator_version = ?", version)
+    asked.set()
+    assert opened.recorder.stored("key-1", version) == stored
+    assert opened.recorder.stored("key-1", version + 1) is None
+    writer.join()
 
 
 def test_positions_are_never_given_out_twice(opened: Opened) -> None:
@@ -421,9 +545,9 @@ def test_due_rows_are_those_of_the_state(opened: Opened) -> None:
     assert due() == ["rotate"]
 
 
-def test_a_store_that_cannot_be_read_says_so(opened: Opened) -> None:
-    broken = SqliteStore(opened.path.with_name("broken.db"))
-    opened.path.with_name("broken.db").write_bytes(b"this is no database " * 300)
+def test_a_store_that_cannot_be_read_says_so(on_file: OpenedFile) -> None:
+    broken = SqliteStore(on_file.path.with_name("broken.db"))
+    on_file.path.with_name("broken.db").write_bytes(b"this is no database " * 300)
     with pytest.raises(KmsError) as failed:
         Queries(broken).position()
     assert failed.value.code == "ServiceUnavailableTemporary"
