@@ -2,13 +2,14 @@
 
 PYTEST = .venv/bin/python -m pytest
 
-.PHONY: help run dev build test test-full crash campaign-rotation fuzz lint bench bench-scale cluster clean
+.PHONY: help run dev build test test-full crash campaign-rotation campaign-disable fuzz lint bench bench-scale cluster clean
 
 help:
 	@echo "make run        set up and serve on KMS_LISTEN (default 127.0.0.1:8480), home in KMS_HOME (default ./var); TLS=1 for TLS"
 	@echo "make cluster    the same on PostgreSQL and Redis: two nodes (KMS_LISTEN and the next port), two workers, beat"
 	@echo "make test       the suite; make test-full adds the long campaigns; make crash is 300 kills; make fuzz"
 	@echo "make campaign-rotation   10,000 rotations by workers that are killed; CAMPAIGN='--keys N --months K' for another size"
+	@echo "make campaign-disable   20,000 races of disable against use over two nodes that are stopped and cut off; CAMPAIGN='--races N'"
 	@echo "make lint       ruff, mypy, cython-lint"
 	@echo "make bench      benchmarks into benchmarks/results/"
 	@echo "make bench-scale   those of many keys at 1 k, 100 k and 1 M; needs 12 GB of disk under build/, kept for the next time"
@@ -40,6 +41,9 @@ fuzz: dev
 
 campaign-rotation: dev
 	PYTHONPATH=scripts .venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
+
+campaign-disable: dev
+	.venv/bin/python -m tests.campaigns.disable $(CAMPAIGN)
 
 crash: dev
 	$(PYTEST) -s tests/crash -k "three_hundred"

@@ -25,7 +25,7 @@ from kmscore.store.datastore import Datastore, unavailable
 from kmscore.store.freshness import Freshness, Point
 from kmscore.store.gate import make_gate
 from kmscore.store.material import moved_to
-from kmscore.store.postgres import BoundedConnection, PostgresCursor, PostgresStore, translated
+from kmscore.store.postgres import BoundedConnection, PostgresCursor, PostgresStore, Silent, translated
 
 log = logging.getLogger("kmscore")
 
@@ -105,9 +105,14 @@ class Lease(Freshness):
         """How many rows it changed. Not durable at once, so that no lease depends on the server's disk; see `_may_act` for what a crash
         of the server forgets."""
         with self._own_lock, unavailable("renew the lease"), translated():
-            if self._own is None or self._own.closed:
-                self._own = self._store.connect("kmscore lease")
-                self._own.execute("SET synchronous_commit = off")
+            if self._own is not None and not self._own.closed:
+                try:
+                    return self._own.execute(sql, params).rowcount
+                except psycopg.OperationalError as error:
+                    if isinstance(error, Silent) or not self._own.closed:
+                        raise  # else it was lost meanwhile; what is told may be told twice
+            self._own = self._store.connect("kmscore lease")
+            self._own.execute("SET synchronous_commit = off")
             return self._own.execute(sql, params).rowcount
 
     # --- the others --------------------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from tests.campaigns.disable import History, Use, campaign
 from tests.campaigns.served_nodes import RETRYABLE, Client, ServedNodes
 
 
-@pytest.mark.parametrize(("races", "pause"), [(120, 1.0), pytest.param(2000, 3.0, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
+@pytest.mark.parametrize(("races", "pause"), [(150, 2.0), pytest.param(2000, 3.0, marks=[pytest.mark.slow, pytest.mark.timeout(1800)])])
 def test_no_use_that_began_after_a_disable_is_served(tmp_path: Path, postgres: Postgres, database: str, races: int, pause: float) -> None:
     report = campaign(tmp_path, postgres, database, races, pause=pause)
     print(report)

@@ -349,6 +349,16 @@ def test_a_renewal_that_a_crash_forgot_is_waited_for(prepared: Prepared, clock: 
         assert not writer.works(other.owner)
 
 
+def test_a_connection_that_was_lost_meanwhile_is_replaced_unnoticed(prepared: Prepared) -> None:
+    """Each cut cost a renewal, so refusals for RETRY_SECONDS, though the server was there."""
+    with closing(prepared.lease()) as lease:
+        renew(lease)
+        assert lease._own is not None
+        with prepared.store.writing() as cursor:
+            cursor.execute("SELECT pg_terminate_backend(?)", (lease._own.info.backend_pid,))
+        renew(lease)
+
+
 def test_nobody_is_believed_who_never_entered(prepared: Prepared, clock: Time) -> None:
     with closing(prepared.lease()) as writer:
         assert not writer.works("0" * 32)
