@@ -143,7 +143,7 @@ def test_what_is_under_way_ends_before_the_service_does(fresh: Command) -> None:
 
         def create() -> None:
             with closing(Wire.of(url, fresh.home)) as wire:
-                answers.append(wire.ask("CreateKey", KeySpec="RSA_4096").status)
+                answers.append(wire.ask("CreateKey", KeySpec="RSA_3072").status)
 
         asked(url, fresh.home, 1)
         thread = threading.Thread(target=create)
