@@ -569,10 +569,10 @@ def test_materials_are_read_in_pages(opened: Opened, monkeypatch: pytest.MonkeyP
         assert opened.queries.material(material_id) == (key_id, state)
 
 
-def test_a_page_costs_the_same_wherever_it_is(opened: Opened) -> None:
+def test_a_page_costs_the_same_wherever_it_is(on_file: OpenedFile) -> None:
     """Steps of SQLite's machine, at 20 blocks of keys: a scan of all would take a million."""
     number = 20 * BLOCK
-    with opened.datastore.writing() as cursor:
+    with on_file.datastore.writing() as cursor:
         row = "'Enabled', 'Aliyun_AES_256', 'ENCRYPT/DECRYPT', 'SOFTWARE', 'Aliyun_KMS', '1', ''"
         cursor.execute(
             f"WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {number})"
@@ -582,12 +582,12 @@ def test_a_page_costs_the_same_wherever_it_is(opened: Opened) -> None:
         cursor.execute("INSERT INTO tags SELECT key_id, 'a', 'b' FROM keys")
         for statement in COUNT_AGAIN:
             cursor.execute(statement)
-    queries, steps = opened.queries, []
+    queries, steps = on_file.queries, []
 
     def count() -> None:
         steps[-1] += 1
 
-    genuine = opened.datastore._transaction
+    genuine = on_file.datastore._transaction
 
     @contextmanager
     def counted(commit: bool) -> Iterator[Any]:
@@ -597,7 +597,7 @@ def test_a_page_costs_the_same_wherever_it_is(opened: Opened) -> None:
             yield cursor
             connection.set_progress_handler(None, 0)
 
-    opened.datastore._transaction = counted  # type: ignore[method-assign, assignment]
+    on_file.datastore._transaction = counted  # type: ignore[method-assign, assignment]
     for read in (
         lambda: queries.list_keys(NOW, {}, 100, 0),
         lambda: queries.list_keys(NOW, {}, 100, number // 2 + BLOCK - 1),
