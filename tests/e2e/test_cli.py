@@ -176,6 +176,7 @@ def test_a_home_that_cannot_be_made(fresh: Command) -> None:
     assert fresh.code("ListKeys", "--home", fresh.home / "below") == "InternalFailure"
 
 
+@pytest.mark.sqlite
 def test_doctor(kms: Command, fresh: Command) -> None:
     done = fresh.run("doctor")
     assert (done.returncode, fresh.home.exists()) == (1, False)
