@@ -30,7 +30,8 @@ build: dev
 	.venv/bin/python setup.py -q build_ext --inplace --force
 
 # Two at a time: half of the suite waits for processes that it started. What the store has to do with runs on PostgreSQL as well.
-SHORT = -m "not slow" -n 2 --dist loadfile
+BOTH = -n 2 --dist loadfile
+SHORT = -m "not slow" $(BOTH)
 ON_POSTGRESQL = --store=postgresql $(SHORT)
 
 test: dev
@@ -39,7 +40,7 @@ test: dev
 		tests/integration/test_concurrency.py tests/integration/test_scheduler.py tests/crash/test_crash_points.py tests/e2e/test_wire_states.py
 
 test-full: dev
-	$(PYTEST) -m slow
+	$(PYTEST) -m slow $(BOTH)
 	$(PYTEST) $(ON_POSTGRESQL) tests/contract tests/crash tests/e2e tests/clients tests/integration
 
 fuzz: dev
