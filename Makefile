@@ -48,7 +48,7 @@ fuzz: dev
 		.venv/bin/python -m tests.fuzz $$target --seconds $${FUZZ_SECONDS:-600} --work build/fuzz || exit 1; done
 
 campaign-rotation: dev
-	PYTHONPATH=scripts .venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
+	.venv/bin/python -m tests.campaigns.rotation $(CAMPAIGN)
 
 campaign-disable: dev
 	.venv/bin/python -m tests.campaigns.disable $(CAMPAIGN)
