@@ -33,6 +33,7 @@ LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR")
 EXPORTERS = ("otlp", "console")  # of OpenTelemetry, by its own names
 TOKEN_LABEL = "kmscore"
+SHARDS = 16  # parts that due work is swept in, each by a task of its own; what is in the store rests on it
 
 
 @dataclass(frozen=True, slots=True)

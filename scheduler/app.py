@@ -7,10 +7,9 @@ from typing import Any
 from celery import Celery
 from celery.schedules import schedule
 
-from kmscore.config import Settings, load_settings
+from kmscore.config import SHARDS, Settings, load_settings
 from kmscore.errors import SetupError
 
-SHARDS = 16  # as kmscore/store/readmodel.py parts due work
 QUEUE = "kmscore"
 
 

@@ -15,7 +15,7 @@ _JSON = (b"content-type", b"application/json;charset=utf-8")
 _CLOSE = (b"connection", b"close")
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _PLAIN = bytes(code for code in range(0x20, 0x7F) if code not in b'"\\')  # stands for itself in a JSON string
-POSITION = "x-kms-position"
+POSITION = b"x-kms-position"
 RETRY_SECONDS = 1.0  # after which a refusal that may pass is worth another try
 
 
@@ -24,7 +24,7 @@ def success(answer: Mapping[str, Any], request_id: str, position: int = 0) -> tu
     body = _object(answer).encode()
     headers = [_JSON, (b"content-length", b"%d" % len(body)), (b"x-acs-request-id", request_id.encode())]
     if position:
-        headers.append((POSITION.encode(), b"%d" % position))
+        headers.append((POSITION, b"%d" % position))
     return 200, headers, body
 
 

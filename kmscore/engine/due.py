@@ -12,6 +12,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from random import SystemRandom
+from typing import Any
 
 from kmscore.clock import Clock, wall_seconds
 from kmscore.domain.by import By
@@ -99,30 +100,19 @@ class DueWork:
 
     def _page(self, begun: float, everything: bool) -> list[Work]:
         """What a run has not been handed out yet: whatever it begins is held, or waits, until after `begun`."""
-        pace = self._pace
+        pace = Pace(self._pace.claim_seconds, self._pace.eviction_wait) if everything else self._pace
+        return self._take(PAGE, pace.spread_seconds, late_seconds=pace.late_seconds, free_before=begun)
+
+    def _take(self, limit: int, spread_seconds: int, **more: Any) -> list[Work]:
         return self._attempts.hand_out(
-            self._clock.now(),
-            self._wall(),
-            claim_seconds=pace.claim_seconds,
-            limit=PAGE,
-            spread_seconds=0 if everything else pace.spread_seconds,
-            late_seconds=0 if everything else pace.late_seconds,
-            free_before=begun,
+            self._clock.now(), self._wall(), claim_seconds=self._pace.claim_seconds, limit=limit, spread_seconds=spread_seconds, **more
         )
 
     # --- piece by piece, for the scheduler ---------------------------------------------------------------------------------------
 
     def hand_out(self, shard: int | None, limit: int) -> list[Work]:
         """Work for whoever asks, which is held for a while: do it with `work`, or give it back."""
-        pace = self._pace
-        return self._attempts.hand_out(
-            self._clock.now(),
-            self._wall(),
-            claim_seconds=pace.claim_seconds,
-            limit=limit,
-            shard=shard,
-            spread_seconds=pace.spread_seconds,
-        )
+        return self._take(limit, self._pace.spread_seconds, shard=shard)
 
     def give_back(self, work: list[Work]) -> None:
         self._attempts.let_go(self._wall(), work)

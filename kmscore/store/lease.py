@@ -25,7 +25,7 @@ from kmscore.store.datastore import Datastore, unavailable
 from kmscore.store.freshness import Freshness, Point
 from kmscore.store.gate import make_gate
 from kmscore.store.material import moved_to
-from kmscore.store.postgres import BoundedConnection, PostgresCursor, PostgresStore, Silent, translated
+from kmscore.store.postgres import BoundedConnection, PostgresCursor, PostgresStore, Silent, plain, translated
 
 log = logging.getLogger("kmscore")
 
@@ -207,7 +207,7 @@ class Listener(threading.Thread):
             try:
                 self._listen()
             except psycopg.Error as error:
-                log.info("cannot listen for changes: %s", " ".join(str(error).split()))
+                log.info("cannot listen for changes: %s", plain(error))
                 select.select([self._wake], [], [], RETRY_SECONDS)
 
     def _listen(self) -> None:

@@ -34,9 +34,8 @@ def require_unmoved(datastore: Datastore) -> None:
 
 def require_nothing_left_behind(datastore: Datastore, path: Path) -> None:
     """Raises SetupError for a shared store that is new while the home has events of its own at `path`: they would seem to be lost."""
-    with datastore.reading() as cursor:
-        if not datastore.shared or head(cursor)[0] or not path.exists():
-            return
+    if not datastore.shared or not path.exists() or _position(datastore):
+        return
     with closing(SqliteStore(path)) as own:
         if own.schema_version() and not _moved(own) and _position(own):
             raise SetupError(

@@ -61,7 +61,7 @@ def translated() -> Iterator[None]:
         yield
     except psycopg.Error as error:
         kind = next(kind for known, kind in _ERRORS if isinstance(error, known))
-        raise kind(" ".join(str(error).split()) or type(error).__name__) from error
+        raise kind(plain(error)) from error
 
 
 class Silent(psycopg.OperationalError):
@@ -211,7 +211,7 @@ class PostgresStore(Datastore):
                 place = f"postgresql://{info.user}@{info.host}:{info.port}/{info.dbname}"
                 row = connection.execute("SELECT current_schema()").fetchone()
         except psycopg.Error as error:
-            raise SetupError(f"cannot use the database of KMS_DATABASE_URL: {_plain(error)}") from None
+            raise SetupError(f"cannot use the database of KMS_DATABASE_URL: {plain(error)}") from None
         if self.version < 14:
             raise SetupError(f"PostgreSQL {self.version} is too old: 14 or newer is needed")
         if row is None or row[0] is None:
@@ -332,6 +332,6 @@ class PostgresStore(Datastore):
         cursor.execute(f"ANALYZE {table}")  # else what reads it back, page by page, sorts all of it for each page
 
 
-def _plain(error: psycopg.Error) -> str:
+def plain(error: psycopg.Error) -> str:
     """On one line, without what stands in the URL."""
     return " ".join(str(error).split()) or type(error).__name__

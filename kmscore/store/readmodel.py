@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from kmscore.config import SHARDS
 from kmscore.domain import events
 from kmscore.domain.alias import Alias
 from kmscore.domain.key import Key
@@ -25,7 +26,6 @@ REQUESTED, ACTIVE, ABANDONED, DESTROYED = "requested", "active", "abandoned", "d
 
 _ITS_BLOCK = f"what = 'keys' AND block = (SELECT seq / {BLOCK} FROM keys WHERE key_id = ?"
 
-SHARDS = 16  # parts that due work is swept in, each by a task of its own
 SPREAD_STEPS = 1 << 16
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -9,6 +9,8 @@ import pytest
 from asym_helpers import Bench, bench_of, open_nss
 from p11_helpers import Shim, build_shim, open_rig
 
+from kmscore.store.postgres import PostgresStore
+
 
 @pytest.fixture(scope="module", params=["SoftHSM", "NSS"])
 def bench(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
@@ -39,3 +41,11 @@ def shim(built: Shim) -> Iterator[Shim]:
 def shimmed(tmp_path: Path, shim: Shim) -> Iterator[Bench]:
     with open_rig(tmp_path, path=shim.path, mechanisms="ALL") as rig, bench_of(rig) as bench:
         yield bench
+
+
+@pytest.fixture
+def direct(database: str) -> Iterator[PostgresStore]:
+    """The database of the test, beside whatever link of it fails."""
+    store = PostgresStore(database)
+    yield store
+    store.close()

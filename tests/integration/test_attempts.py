@@ -12,11 +12,12 @@ import pytest
 from scheduler_helpers import older_due_work
 
 import kmscore
+from kmscore.config import SHARDS
 from kmscore.engine.kms import Kms
 from kmscore.errors import KmsError
 from kmscore.results import DueReport
 from kmscore.store.attempts import DIED, LARGEST_BACKOFF_SECONDS, MAX_TRIES, NEVER, PARKED_RETRY_SECONDS, Attempts
-from kmscore.store.readmodel import DELETE, ROTATE, SHARDS, SPREAD_STEPS, micros, spot
+from kmscore.store.readmodel import DELETE, ROTATE, SPREAD_STEPS, micros, spot
 from kmscore.store.sqlite import SqliteStore
 from kmscore.store.workers import WorkerRow, Workers
 

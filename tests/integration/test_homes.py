@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from clocks import ShiftedClock
 from test_kms import code
 
 import kmscore
@@ -58,18 +59,6 @@ with kmscore.open_kms(home) as kms:
         done = subprocess.run([sys.executable, "-c", script, str(tmp_path / "home"), *blobs], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
         blobs += done.stdout.split()
-
-
-class ShiftedClock:
-    """The system's time and an offset; not injected, so that the ticker runs."""
-
-    injected = False
-
-    def __init__(self) -> None:
-        self.offset = timedelta()
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self.offset
 
 
 def test_the_ticker_rotates_and_destroys_by_itself(tmp_path: Path) -> None:

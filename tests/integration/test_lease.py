@@ -36,13 +36,6 @@ def kms(home: Path, database: str) -> Iterator[Kms]:
         yield kms
 
 
-@pytest.fixture
-def direct(database: str) -> Iterator[PostgresStore]:
-    store = PostgresStore(database)
-    yield store
-    store.close()
-
-
 Start = Callable[..., Node]
 
 

@@ -34,14 +34,6 @@ def proxy(postgres: Postgres) -> Iterator[TcpProxy]:
 
 
 @pytest.fixture
-def direct(database: str) -> Iterator[PostgresStore]:
-    """The same database, beside the link that fails."""
-    store = PostgresStore(database)
-    yield store
-    store.close()
-
-
-@pytest.fixture
 def kms(tmp_path: Path, database: str, postgres: Postgres, proxy: TcpProxy) -> Iterator[Kms]:
     """An engine whose link is the proxy."""
     with open_engine(tmp_path, database.replace(f":{postgres.port}/", f":{proxy.port}/")) as kms:

@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from clocks import ShiftedClock
 from local_servers import free_port
 from scheduler_helpers import ROOT, ClockFile, Node, Redis, until
 
@@ -174,16 +175,6 @@ def test_a_worker_that_ends_says_so(cluster: Cluster) -> None:
 
 
 # --- without a broker --------------------------------------------------------------------------------------------------------------
-
-
-class ShiftedClock:
-    injected = False
-
-    def __init__(self) -> None:
-        self.offset = timedelta()
-
-    def now(self) -> datetime:
-        return datetime.now(UTC) + self.offset
 
 
 def test_a_dead_broker_delays_and_stops_nothing(tmp_path: Path) -> None:
